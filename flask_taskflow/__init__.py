@@ -1,0 +1,73 @@
+"""One-time codes for actions that must wait for them, for Flask."""
+
+from ._callbacks import Delivery, Reject, Retry, current_delivery
+from ._extension import TaskFlow
+from ._task import Method, Recipient, Status, Task
+from .errors import (
+    CodeExpired,
+    ConfigError,
+    InvalidCode,
+    InvalidTask,
+    MethodNotAllowed,
+    OTPRejected,
+    ResendTooSoon,
+    SendFailed,
+    SendLimitReached,
+    TaskExpired,
+    TaskFlowError,
+    TaskLocked,
+    TaskNotFound,
+    TaskNotPending,
+    TaskTampered,
+    WrongCode,
+)
+from .signals import (
+    callback_dead,
+    callback_failed,
+    callback_succeeded,
+    otp_rejected,
+    otp_sent,
+    recipient_updated,
+    task_added,
+    task_verified,
+)
+from .strategies import BaseStrategy, ConsoleStrategy, OutboxStrategy
+
+__all__ = [
+    "BaseStrategy",
+    "CodeExpired",
+    "ConfigError",
+    "ConsoleStrategy",
+    "Delivery",
+    "InvalidCode",
+    "InvalidTask",
+    "Method",
+    "MethodNotAllowed",
+    "OTPRejected",
+    "OutboxStrategy",
+    "Recipient",
+    "Reject",
+    "ResendTooSoon",
+    "Retry",
+    "SendFailed",
+    "SendLimitReached",
+    "Status",
+    "Task",
+    "TaskExpired",
+    "TaskFlow",
+    "TaskFlowError",
+    "TaskLocked",
+    "TaskNotFound",
+    "TaskNotPending",
+    "TaskTampered",
+    "WrongCode",
+    "callback_dead",
+    "callback_failed",
+    "callback_succeeded",
+    "current_delivery",
+    "otp_rejected",
+    "otp_sent",
+    "recipient_updated",
+    "task_added",
+    "task_verified",
+]

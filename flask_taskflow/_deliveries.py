@@ -1,0 +1,181 @@
+"""Everything that this package says to Redis about deliveries: the engine's steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+
+from ._config import Config
+from ._otp import Keyring
+from ._store import Keys, Scripts, read_task
+from ._task import Task
+from .errors import TaskTampered
+
+logger = logging.getLogger(__name__)
+
+_KINDS = ("ready", "delay", "lease", "dead", "meta", "body", "error")
+_CLAIM_MAX = 16
+_MOVES_MAX = 500
+_ERROR_MAX = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A delivery that this process leased.
+
+    :param queue: its queue.
+    :param callback: its callback's name.
+    :param task_id: its id, which is the task's.
+    :param token: what reports carry; ``0`` for one that was just given up.
+    :param failures: attempts that failed so far.
+    :param lost: attempts whose process vanished so far.
+    :param task: the task, or ``None`` if its stored strings were changed from outside.
+    """
+
+    queue: str
+    callback: str
+    task_id: str
+    token: int
+    failures: int
+    lost: int
+    task: Task[Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one claim answered.
+
+    :param deliveries: what to run now, most urgent first.
+    :param dead: what was lost too often and is a dead letter now.
+    :param again: whether another claim should follow at once.
+    :param wait: seconds to the next due item, or ``None``.
+    """
+
+    deliveries: Sequence[Claimed]
+    dead: Sequence[Claimed]
+    again: bool
+    wait: float | None
+
+
+class DeliveryStore:
+    """The engine's steps, each one atomic and one round trip.
+
+    :param client: answers bytes and does not retry.
+    :param keys: the names of keys.
+    :param config: lease, limits and retention.
+    :param keyring: checks seals.
+    :param owner: who leases, for the operator; no blanks.
+    """
+
+    def __init__(self, client: Redis, keys: Keys, config: Config, keyring: Keyring, owner: str) -> None:
+        self._client = client
+        self._tasks = Scripts(client, "prelude", "handlers")
+        self._scripts = Scripts(client, "prelude", "deliveries")
+        self._keys = keys
+        self._config = config
+        self._keyring = keyring
+        self._owner = owner
+
+    def register(self, queue: str, names: Sequence[str]) -> None:
+        """Say that this process has these callbacks of a queue."""
+        tag = self._keys.tag(queue)
+        self._client.hset(self._keys.queues, tag, queue)
+        self._tasks.run("register", self._keys.of(tag, "handlers"), len(names), *names)
+
+    def claim(self, queue: str, names: Sequence[str], most: int, *, reap: bool = True) -> Claim:
+        """Lease at most ``most`` deliveries, the smallest by (-priority, number) first.
+
+        :param names: the callbacks that this process has.
+        :param reap: whether expired leases of others may be taken over.
+        """
+        word, wait, dropped, *rows = self._scripts.run(
+            "claim",
+            [key for name in names for key in self._all(queue, name)],
+            min(most, _CLAIM_MAX),
+            int(self._config.lease * 1000),
+            self._owner,
+            self._config.max_lost,
+            int(self._config.lease * 1000),
+            int(reap),
+            _MOVES_MAX,
+        )
+        if dropped:
+            logger.error("Dropped %d unreadable deliveries of queue %s.", dropped, queue)
+        claimed = [self._claimed(queue, names[rows[i]], rows[i + 1 : i + 6]) for i in range(0, len(rows), 6)]
+        return Claim(
+            deliveries=[item for item in claimed if item.token],
+            dead=[item for item in claimed if not item.token],
+            again=word == "again",
+            wait=None if wait == b"-1" else int(wait) / 1000,
+        )
+
+    def extend(self, queue: str, running: Sequence[Claimed]) -> list[Claimed]:
+        """Prolong leases; return those that are no longer ours."""
+        names = sorted({item.callback for item in running})
+        keys = [key for name in names for key in self._keys_of(queue, name, "lease", "meta")]
+        rows = [part for item in running for part in (names.index(item.callback), item.task_id, item.token)]
+        _, *held = self._scripts.run("extend", keys, int(self._config.lease * 1000), len(rows), *rows)
+        return [item for item, ours in zip(running, held, strict=True) if not ours]
+
+    def ack(self, item: Claimed) -> bool:
+        """Report success; false if a newer claim holds the delivery."""
+        return self._report("ack", item, item.task_id, item.token)
+
+    def fail(self, item: Claimed, delay: float, error: str) -> bool:
+        """Report a failed attempt, due again in ``delay`` seconds; false if it is not ours any more."""
+        return self._report("fail", item, int(delay * 1000), item.task_id, item.token, _cut(error))
+
+    def bury(self, item: Claimed, error: str) -> bool:
+        """Report the last failed attempt: a dead letter; false if it is not ours any more."""
+        return self._report("bury", item, item.task_id, item.token, _cut(error))
+
+    def release(self, item: Claimed) -> bool:
+        """Give back what was not started; false if it is not ours any more."""
+        return self._report("release", item, item.task_id, item.token)
+
+    def trim(self, queue: str, names: Sequence[str]) -> bool:
+        """Forget what is over; true if there may be more."""
+        tag = self._keys.tag(queue)
+        keys = self._keys.of(tag, "pending", "recipients", "recipients:expiry")
+        keys += [key for name in names for key in self._all(queue, name)]
+        _, more, forgotten = self._scripts.run("trim", keys, int(self._config.dead_retention * 1000))
+        if forgotten:
+            logger.warning("Forgot %d dead letters of queue %s: too old.", forgotten, queue)
+        return bool(more)
+
+    def _report(self, step: str, item: Claimed, *args: str | int) -> bool:
+        word, *_ = self._scripts.run(step, self._all(item.queue, item.callback), *args)
+        return bool(word == "ok")
+
+    def _all(self, queue: str, name: str) -> list[str]:
+        return self._keys_of(queue, name, *_KINDS)
+
+    def _keys_of(self, queue: str, name: str, *kinds: str) -> list[str]:
+        return self._keys.handler(self._keys.tag(queue), name, *kinds)
+
+    def _claimed(self, queue: str, callback: str, row: Sequence[Any]) -> Claimed:
+        task_id, token, failures, lost, body = row
+        identity = task_id.decode(errors="replace")
+        try:
+            task = read_task(identity, _unpack(body), 0, self._keyring)
+        except (TaskTampered, ValueError):
+            task = None
+        return Claimed(queue, callback, identity, token, failures, lost, task)
+
+
+def _unpack(body: bytes) -> Mapping[str, str]:
+    parts: list[str] = []
+    position = 0
+    while position < len(body):
+        colon = body.index(b":", position)
+        start, position = colon + 1, colon + 1 + int(body[position:colon])
+        parts.append(body[start:position].decode())
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def _cut(error: str) -> str:
+    return error.encode(errors="replace")[:_ERROR_MAX].decode(errors="ignore")

@@ -1,0 +1,405 @@
+"""The extension object: one per app, or one for several apps."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+import click
+from flask import Blueprint, Flask, current_app, has_app_context, request_started
+from redis import RedisError
+
+from . import signals
+from ._callbacks import Callback
+from ._config import Config, read_secrets
+from ._connect import Connector
+from ._drafting import draft_task
+from ._otp import Keyring, mask_all, read_code
+from ._runtime import Runtime
+from ._sending import Sender
+from ._store import TASK_ID, Issued, Keys, TaskStore, tag_of
+from ._task import Recipient, Task, check_method, check_recipient
+from .blueprint import make_blueprint
+from .errors import ConfigError, MethodNotAllowed, OTPRejected, TaskNotFound
+from .strategies import BaseStrategy, Channel
+
+logger = logging.getLogger(__name__)
+
+StrategyT = TypeVar("StrategyT", bound=BaseStrategy | type[BaseStrategy])
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What an app uses once it has met Redis."""
+
+    keys: Keys
+    store: TaskStore
+    sender: Sender
+    runtime: Runtime
+
+
+@dataclass(slots=True)
+class _State:
+    """What one app owns of an extension."""
+
+    config: Config
+    keyring: Keyring
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    parts: _Parts | None = None
+
+
+class TaskFlow:
+    """Tasks that wait for a one-time code.
+
+    :param app: calls :meth:`init_app` with it.
+    :param redis: a ``redis.Redis`` whose settings are copied, or a function that returns one, called at
+        first use; else ``TASKFLOW_REDIS_URL`` counts.
+    """
+
+    def __init__(self, app: Flask | None = None, *, redis: object = None) -> None:
+        self._redis = redis
+        self._states: WeakKeyDictionary[Flask, _State] = WeakKeyDictionary()
+        self._channels: dict[str, Channel] = {}
+        self._callbacks: dict[str, dict[str, Callback]] = {}
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Read the app's configuration and register the extension; opens no connection.
+
+        :raises ConfigError: for a bad configuration.
+        :raises RuntimeError: if the app has a TaskFlow already.
+        """
+        if "taskflow" in app.extensions:
+            raise RuntimeError("this app has a TaskFlow already: call init_app() once for each app")
+        config = Config.read(app.config)
+        keys, problem = read_secrets(app.config, lenient=app.debug or app.testing)
+        if problem:
+            warnings.warn(problem, stacklevel=2)
+        self._states[app] = _State(config, Keyring(keys))
+        app.extensions["taskflow"] = self
+        request_started.connect(self._start_at_request, app)
+
+    def register_strategy(self, method: str) -> Callable[[StrategyT], StrategyT]:
+        """Register a strategy, a class (made without arguments) or an instance, for a method.
+
+        Works before and after ``init_app``, for all its apps; registering a method again replaces it.
+
+        :param method: a :class:`~flask_taskflow.Method` or a name of the app's own.
+        :raises ConfigError: if the strategy cannot be used.
+        """
+        name = check_method(method)
+
+        def register(strategy: StrategyT) -> StrategyT:
+            instance = strategy() if isinstance(strategy, type) else strategy
+            self._channels[name] = Channel(name, instance)
+            return strategy
+
+        return register
+
+    def on_task_verified(
+        self,
+        queue: str,
+        *,
+        name: str | None = None,
+        max_attempts: int = 3,
+        backoff_strategy: str = "fixed",
+        backoff_time: float | timedelta = 1.0,
+    ) -> Callable[[FunctionT], FunctionT]:
+        """Register a callback: run it, in one process of the fleet, for each verified task of a queue.
+
+        :param queue: whose tasks.
+        :param name: the same in every release; default the function's ``__qualname__``.
+        :param max_attempts: failures until the delivery is a dead letter.
+        :param backoff_strategy: ``fixed``, ``linear`` or ``exponential``.
+        :param backoff_time: seconds, the base of the backoff.
+        :raises ConfigError: for a bad argument, or a name that the queue has already.
+        """
+        if isinstance(backoff_time, timedelta):
+            backoff_time = backoff_time.total_seconds()
+
+        def register(function: FunctionT) -> FunctionT:
+            chosen = function.__qualname__.replace("<locals>.", "") if name is None else name
+            callback = Callback(queue, chosen, function, max_attempts, backoff_strategy, backoff_time)
+            known = self._callbacks.setdefault(queue, {})
+            if chosen in known:
+                raise ConfigError(f"queue {queue} has a callback {chosen} already: set name=...")
+            known[chosen] = callback
+            return function
+
+        return register
+
+    def add_task(
+        self,
+        queue: str,
+        data: Any = None,
+        *,
+        allowed_methods: Iterable[str],
+        recipient: Recipient | Mapping[str, str | None],
+        summary: str | None = None,
+        priority: int = 0,
+        ttl: float | timedelta | None = None,
+        timeout: float | timedelta | None = None,
+        send_via: Iterable[str] | None = None,
+    ) -> Task[Any]:
+        """Store a task and send a code for it.
+
+        :param queue: ``[A-Za-z0-9_.-]{1,64}``; callbacks are registered for it.
+        :param data: any JSON value, for the app.
+        :param allowed_methods: the methods by which it may be confirmed; each needs a strategy.
+        :param recipient: the addresses, each optional; at least one allowed method needs its own.
+        :param summary: one line saying what is being confirmed.
+        :param priority: within ±2^31, callbacks of higher ones run first.
+        :param ttl: seconds to live, default ``TASKFLOW_TASK_TTL``.
+        :param timeout: seconds for one attempt of a callback, default ``TASKFLOW_JOB_TIMEOUT``.
+        :param send_via: the methods to send by now; default the first one that has its address.
+        :raises InvalidTask: for an unusable argument; nothing was stored or sent.
+        :raises SendLimitReached: if a recipient had enough; nothing was stored or sent.
+        :raises SendFailed: if a strategy raised; the task exists.
+        :raises redis.RedisError: if Redis did not answer; the task may exist, unsent.
+        """
+        app, state, parts = self._open()
+        draft, methods = draft_task(
+            state.config,
+            parts.keys,
+            self._channels,
+            queue,
+            data,
+            allowed_methods=allowed_methods,
+            recipient=recipient,
+            summary=summary,
+            priority=priority,
+            ttl=ttl,
+            timeout=timeout,
+            send_via=send_via,
+        )
+        codes = [parts.sender.new_code(draft.id, method) for method in methods]
+        _start_at_call(app, state, parts)
+        issued = parts.store.add(draft, codes)
+        signals.emit(signals.task_added, app, task=issued.task)
+        parts.sender.send(issued)
+        return issued.task
+
+    def verify(self, task_id: str, method: str, otp: str) -> Task[Any]:
+        """Consume a code: the task becomes ``SUCCESS`` once, and its callbacks are stored to run.
+
+        :param task_id: the task.
+        :param method: how the code was sent.
+        :param otp: what was typed; spaces, hyphens and digits of other scripts are understood.
+        :raises InvalidCode: if it cannot be a code; no attempt was used.
+        :raises OTPRejected: if it was not accepted; the subclass says why.
+        :raises redis.RedisError: if Redis did not answer; the code may have been consumed.
+        """
+        app, state, parts = self._open()
+        name = check_method(method)
+        code = read_code(otp, parts.sender.pattern(name))
+        digests = state.keyring.digests(str(task_id), name, code)
+        # A traceback from here on must not show the code.
+        del otp, code
+        _start_at_call(app, state, parts)
+        try:
+            _check_id(task_id)
+            task = parts.store.verify(task_id, name, digests, _names(parts.keys, self._callbacks, task_id))
+        except OTPRejected as error:
+            signals.emit(signals.otp_rejected, app, task_id=task_id, method=name, cause=error.code)
+            raise
+        if state.config.eager:
+            _run_eagerly(parts.runtime, task_id)
+        return task
+
+    def resend_otp(self, task_id: str, method: str) -> Task[Any]:
+        """Send a code again: the same one while it lasts a minute more, else a new one.
+
+        :param task_id: a pending task.
+        :param method: one of its methods.
+        :raises OTPRejected: if the task takes no code by this method.
+        :raises ResendTooSoon: during the cooldown.
+        :raises SendLimitReached: if the task or the recipient had enough.
+        :raises SendFailed: if the strategy raised; a resend may follow at once.
+        :raises redis.RedisError: if Redis did not answer.
+        """
+        return self._resend(task_id, method).task
+
+    def update_recipient(self, task_id: str, recipient: Recipient | Mapping[str, str | None]) -> Task[Any]:
+        """Change addresses of a pending task: codes sent to the old ones die, new ones go out.
+
+        :param task_id: a pending task.
+        :param recipient: the addresses that change; the others stay.
+        :raises InvalidTask: for an unusable recipient.
+        :raises OTPRejected: if the task is not pending.
+        :raises SendLimitReached: if the task or a recipient had enough; nothing was changed.
+        :raises SendFailed: if a strategy raised; the addresses are changed.
+        :raises redis.RedisError: if Redis did not answer.
+        """
+        app, state, parts = self._open()
+        _check_id(task_id)
+        addresses = check_recipient(recipient).addresses()
+        _start_at_call(app, state, parts)
+        codes = [parts.sender.new_code(task_id, method) for method in self._channels]
+        issued, old = parts.store.update_recipient(task_id, addresses, codes)
+        if old:
+            new = {name: addresses[name] for name in old}
+            signals.emit(
+                signals.recipient_updated,
+                app,
+                task=issued.task,
+                old=mask_all(old),
+                new=mask_all(new),
+            )
+        parts.sender.send(issued)
+        return issued.task
+
+    def get_task(self, task_id: str) -> Task[Any]:
+        """Return a task.
+
+        :raises TaskNotFound: if there is none, or it was forgotten.
+        :raises TaskTampered: if it was changed in Redis from outside.
+        :raises redis.RedisError: if Redis did not answer.
+        """
+        _, _, parts = self._open()
+        _check_id(task_id)
+        return parts.store.get(task_id)[0]
+
+    def cancel_task(self, task_id: str) -> Task[Any]:
+        """End a pending task; its codes are worth nothing any more.
+
+        :raises OTPRejected: if it is not pending.
+        :raises redis.RedisError: if Redis did not answer.
+        """
+        _, _, parts = self._open()
+        _check_id(task_id)
+        return parts.store.cancel(task_id)
+
+    def start(self) -> None:
+        """Start this process's threads; return once they listen, or after a second. Idempotent.
+
+        Does nothing under ``TASKFLOW_EAGER``.
+        """
+        _, state, parts = self._open()
+        if not state.config.eager:
+            parts.runtime.start()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Stop this process's threads. Idempotent.
+
+        :param timeout: seconds to wait for callbacks that run, default ``TASKFLOW_DRAIN``.
+        """
+        _, state, parts = self._open()
+        parts.runtime.stop(state.config.drain if timeout is None else timeout)
+
+    def run_due(self) -> int:
+        """Run the callbacks that are due in this thread; return how many attempts ran. For tests.
+
+        :raises redis.RedisError: if Redis did not answer.
+        """
+        _, _, parts = self._open()
+        return parts.runtime.new_engine().run_due()
+
+    @cached_property
+    def blueprint(self) -> Blueprint:
+        """The default blueprint, with the routes ``verify`` and ``resend``."""
+        return self.create_blueprint()
+
+    def create_blueprint(
+        self,
+        *,
+        name: str = "taskflow",
+        routes: Iterable[str] = ("verify", "resend"),
+        decorators: Iterable[Callable[..., Any]] = (),
+    ) -> Blueprint:
+        """Return a new blueprint.
+
+        :param name: its name, for ``url_for``.
+        :param routes: which routes it has.
+        :param decorators: wrapped around each view, the first one innermost.
+        :raises ConfigError: for an unknown route.
+        """
+        return make_blueprint(self, name=name, routes=routes, decorators=decorators)
+
+    def _open(self) -> tuple[Flask, _State, _Parts]:
+        if not has_app_context():
+            raise RuntimeError(
+                "Flask-TaskFlow works inside an app context: wrap the call in `with app.app_context():`"
+            )
+        app = cast(Any, current_app)._get_current_object()
+        state = self._states.get(app)
+        if state is None:
+            raise RuntimeError("this TaskFlow does not know the app: call taskflow.init_app(app) first")
+        with state.lock:
+            if state.parts is None:
+                state.parts = _meet_redis(app, state, self._redis, self._channels, self._callbacks)
+        return app, state, state.parts
+
+    def _resend(self, task_id: str, method: str) -> Issued:
+        app, state, parts = self._open()
+        _check_id(task_id)
+        channel = self._channels.get(check_method(method))
+        if channel is None:
+            raise MethodNotAllowed(f"{method} has no strategy in this process")
+        _start_at_call(app, state, parts)
+        issued = parts.store.resend(
+            task_id,
+            parts.sender.new_code(task_id, channel.method),
+            keep=channel.derives and state.config.resend_policy == "same",
+        )
+        parts.sender.send(issued)
+        return issued
+
+    def _start_at_request(self, app: Flask, **_: Any) -> None:
+        with app.app_context():
+            _start_lazily(*self._open())
+
+
+def _meet_redis(
+    app: Flask,
+    state: _State,
+    given: object,
+    channels: Mapping[str, Channel],
+    callbacks: Mapping[str, Mapping[str, Callback]],
+) -> _Parts:
+    config, keyring = state.config, state.keyring
+    connector = Connector(config, given, app.instance_path)
+    keys = Keys(config.key_prefix, connector.database)
+    store = TaskStore(connector.client(), keys, config, keyring)
+    sender = Sender(app, config, keyring, store, channels)
+    runtime = Runtime(app, config, callbacks, keyring, connector, keys, store)
+    return _Parts(keys, store, sender, runtime)
+
+
+def _names(keys: Keys, callbacks: Mapping[str, Mapping[str, Callback]], task_id: str) -> list[str]:
+    tag = tag_of(task_id)
+    served = [queue for queue in list(callbacks) if keys.tag(queue) == tag]
+    return [name for queue in served for name in callbacks[queue]]
+
+
+def _start_at_call(app: Flask, state: _State, parts: _Parts) -> None:
+    # A one-off command ends soon: it must not claim callbacks.
+    if click.get_current_context(silent=True) is None:
+        _start_lazily(app, state, parts)
+
+
+def _start_lazily(app: Flask, state: _State, parts: _Parts) -> None:
+    wanted = state.config.autostart and not state.config.eager and not app.testing
+    if wanted and not parts.runtime.started:
+        parts.runtime.start()
+
+
+def _check_id(task_id: object) -> None:
+    if not isinstance(task_id, str) or not TASK_ID.fullmatch(task_id):
+        raise TaskNotFound("there is no such task")
+
+
+def _run_eagerly(runtime: Runtime, task_id: str) -> None:
+    try:
+        runtime.announcer.announce(task_id)
+        runtime.new_engine().run_due()
+    except RedisError as error:
+        logger.warning("TASKFLOW_EAGER: the bell of task %s is lost: %s", task_id, error)

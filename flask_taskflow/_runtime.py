@@ -1,0 +1,134 @@
+"""The background threads of one app in one process: started, stopped, renewed after a fork."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import socket
+import threading
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ._callbacks import Callback, Engine
+from ._config import Config
+from ._connect import Connector
+from ._deliveries import DeliveryStore
+from ._listener import Announcer, Listener
+from ._otp import Keyring
+from ._store import Keys, TaskStore, tag_of
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+_SUBSCRIBE_WAIT = 1.0
+_LISTENER_JOIN = 2.0
+
+
+class Runtime:
+    """A listener and an engine, at most one of each.
+
+    :param app: whose they are.
+    :param config: its configuration.
+    :param callbacks: queue -> name -> callback.
+    :param keyring: checks seals.
+    :param connector: opens connections.
+    :param keys: the names of keys.
+    :param store: reads tasks.
+    """
+
+    def __init__(
+        self,
+        app: Flask,
+        config: Config,
+        callbacks: Mapping[str, Mapping[str, Callback]],
+        keyring: Keyring,
+        connector: Connector,
+        keys: Keys,
+        store: TaskStore,
+    ) -> None:
+        self._app = app
+        self._config = config
+        self._callbacks = callbacks
+        self._keyring = keyring
+        self._connector = connector
+        self._keys = keys
+        self._store = store
+        self._client = connector.client()
+        self._renew()
+        _runtimes.add(self)
+
+    def _renew(self) -> None:
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._lock = threading.Lock()
+        self._listener: Listener | None = None
+        self._engine: Engine | None = None
+        self.announcer = Announcer(self._app, self._store)
+
+    @property
+    def started(self) -> bool:
+        """Whether the threads run."""
+        return self._listener is not None
+
+    def new_engine(self) -> Engine:
+        """Return an engine that is not started."""
+        store = DeliveryStore(self._client, self._keys, self._config, self._keyring, self.owner)
+        return Engine(self._app, store, self._callbacks, self._config)
+
+    def start(self) -> None:
+        """Start the threads unless they run; return once subscribed, or after a second."""
+        with self._lock:
+            if self._listener is None:
+                self._engine = self.new_engine()
+                self._listener = Listener(
+                    self._connector,
+                    self._keys.bell,
+                    f"taskflow-listener:{self.owner}",
+                    self.announcer,
+                    self.wake,
+                )
+                self._listener.start()
+                self._engine.start()
+            listener = self._listener
+        listener.wait_subscribed(_SUBSCRIBE_WAIT)
+
+    def wake(self, task_id: str | None = None) -> None:
+        """Claim at once, unless a bell is for a queue that this process does not serve.
+
+        :param task_id: the task of a bell.
+        """
+        engine = self._engine
+        if engine is not None and (task_id is None or tag_of(task_id) in self._tags()):
+            engine.wake()
+
+    def stop(self, timeout: float) -> None:
+        """Stop the threads; wait at most ``timeout`` seconds for callbacks that run."""
+        with self._lock:
+            listener, engine = self._listener, self._engine
+            self._listener = self._engine = None
+        if engine is not None:
+            engine.stop(timeout)
+        if listener is not None:
+            listener.stop(_LISTENER_JOIN)
+
+    def _tags(self) -> set[str]:
+        return {self._keys.tag(queue) for queue in list(self._callbacks)}
+
+
+_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
+
+
+def _renew_all() -> None:
+    # A forked child has none of the parent's threads, and must not use its connections.
+    for runtime in list(_runtimes):
+        runtime._renew()
+
+
+def _stop_all() -> None:
+    for runtime in list(_runtimes):
+        runtime.stop(runtime._config.drain)
+
+
+os.register_at_fork(after_in_child=_renew_all)
+atexit.register(_stop_all)

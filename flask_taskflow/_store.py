@@ -1,0 +1,467 @@
+"""Everything that this package says to Redis about tasks: keys, steps and their replies."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import secrets
+from base64 import b32encode
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any, NoReturn
+
+from redis import Redis
+
+from . import errors
+from ._config import Config
+from ._otp import Keyring
+from ._schemas import load_fixed
+from ._task import Recipient, Status, Task
+from .strategies import Channel
+
+logger = logging.getLogger(__name__)
+
+TASK_ID = re.compile(r"[a-z2-7]{34}", re.ASCII)
+_TAG_LENGTH = 8
+
+Fields = Mapping[str, str]
+
+
+class Scripts:
+    """The Lua steps of ``lua/``, each behind its shared parts, on one client.
+
+    :param client: answers bytes.
+    :param parts: the shared files that come before each step.
+    """
+
+    def __init__(self, client: Redis, *parts: str) -> None:
+        folder = files(__package__) / "lua"
+        self._head = "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in parts)
+        self._folder = folder
+        self._client = client
+        self._scripts: dict[str, Any] = {}
+
+    def run(self, step: str, keys: Sequence[str], *args: str | int) -> list[Any]:
+        """Run a step and return its reply, the leading word decoded.
+
+        :raises redis.RedisError: if Redis could not be reached or did not answer in time; the step may
+            have had its effect once.
+        """
+        script = self._scripts.get(step)
+        if script is None:
+            text = (self._folder / f"{step}.lua").read_text("utf-8")
+            script = self._scripts[step] = self._client.register_script(f"{self._head}\n{text}")
+        reply: list[Any] = script(keys=keys, args=args)
+        return [reply[0].decode(), *reply[1:]]
+
+
+class Keys:
+    """The names of all keys, see the table in ``docs/deploy.md``.
+
+    :param prefix: the configured prefix.
+    :param database: the database number, part of the channel because Pub/Sub ignores databases.
+    """
+
+    def __init__(self, prefix: str, database: int) -> None:
+        self.prefix = prefix
+        self.queues = f"{prefix}:queues"
+        self.bell = f"{prefix}:{database}:bell"
+        self._tags: dict[str, str] = {}
+
+    def tag(self, queue: str) -> str:
+        """Return the eight characters that mark a queue in its keys and its tasks' ids."""
+        if queue not in self._tags:
+            digest = hashlib.sha256((self.prefix + queue).encode()).digest()
+            self._tags[queue] = b32encode(digest)[:_TAG_LENGTH].decode().lower()
+        return self._tags[queue]
+
+    def new_id(self, queue: str) -> str:
+        """Return the id of a new task: the queue's tag and 128 random bits."""
+        return self.tag(queue) + b32encode(secrets.token_bytes(16))[:26].decode().lower()
+
+    def of(self, tag: str, *names: str) -> list[str]:
+        """Return keys of a queue; all of them share one hash slot."""
+        return [f"{self.prefix}:{{{self.prefix}.{tag}}}:{name}" for name in names]
+
+    def task(self, task_id: str) -> list[str]:
+        """Return the key of a task."""
+        return self.of(tag_of(task_id), f"task:{task_id}")
+
+    def handler(self, tag: str, name: str, *kinds: str) -> list[str]:
+        """Return keys of a callback's deliveries."""
+        return self.of(tag, *(f"h:{name}:{kind}" for kind in kinds))
+
+
+def tag_of(task_id: str) -> str:
+    """Return the tag of the queue that a task belongs to."""
+    return task_id[:_TAG_LENGTH]
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """What Redis keeps of a code. The code itself is never here.
+
+    :param method: the method it is sent by.
+    :param nonce: what it is derived from.
+    :param digest: its HMAC, empty while a strategy's own code is not generated yet.
+    """
+
+    method: str
+    nonce: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A task that is about to be stored.
+
+    :param id: its id.
+    :param queue: its queue.
+    :param fixed: what never changes, as :func:`~flask_taskflow._schemas.dump_fixed` made it.
+    :param recipient: whom codes go to.
+    :param channels: its allowed methods, in order.
+    :param priority: repeated outside ``fixed`` for the step that stores deliveries.
+    :param ttl: seconds to live.
+    """
+
+    id: str
+    queue: str
+    fixed: str
+    recipient: Recipient
+    channels: Sequence[Channel]
+    priority: int
+    ttl: float
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A task after a step that issued codes.
+
+    :param task: the task.
+    :param codes: the codes to send, in order.
+    :param resend_after: seconds until the last of them can be sent again.
+    """
+
+    task: Task[Any]
+    codes: Sequence[Code]
+    resend_after: float = 0.0
+
+
+class TaskStore:
+    """The lifecycle's steps, each one atomic and one round trip.
+
+    :param client: answers bytes and does not retry.
+    :param keys: the names of keys.
+    :param config: the limits.
+    :param keyring: makes and checks seals.
+    """
+
+    def __init__(self, client: Redis, keys: Keys, config: Config, keyring: Keyring) -> None:
+        self.client = client
+        self._scripts = Scripts(client, "prelude", "limits", "handlers")
+        self._keys = keys
+        self._config = config
+        self._keyring = keyring
+        self._handlers: dict[str, frozenset[str]] = {}
+        self._listed: set[str] = set()
+
+    def add(self, draft: Draft, codes: Sequence[Code]) -> Issued:
+        """Store a task and count its first messages.
+
+        :raises SendLimitReached: if a limit forbids them; nothing is stored then.
+        """
+        stored = self._stored(draft)
+        fields = {channel.method: channel.address_field for channel in draft.channels}
+        messages: list[str] = []
+        for code in codes:
+            mac = stored.get(f"mac.{fields[code.method]}", "")
+            messages += [code.method, mac, code.nonce, code.digest]
+        self._list_queue(draft.queue)
+        tag = tag_of(draft.id)
+        word, *rest = self._scripts.run(
+            "add_task",
+            self._keys.task(draft.id) + self._keys.of(tag, "pending", *_RECIPIENTS),
+            draft.id,
+            _ms(draft.ttl),
+            *self._limits(),
+            *_listed([item for pair in stored.items() for item in pair]),
+            *_listed(messages),
+        )
+        if word != "ok":
+            _refuse(word, rest)
+        created, expires = int(rest[0]), int(rest[1])
+        stored |= {"created": str(created), "expires": str(expires)}
+        return Issued(read_task(draft.id, stored, created, self._keyring), codes)
+
+    def verify(self, task_id: str, method: str, digests: Sequence[str], own: Collection[str]) -> Task[Any]:
+        """Consume a code, and store a delivery for each callback of the queue.
+
+        :param digests: the typed code's digest under each secret key.
+        :param own: the callbacks that this process has for the task's queue.
+        :raises OTPRejected: if the code was not accepted.
+        """
+        tag = tag_of(task_id)
+        head = self._keys.task(task_id)
+        head += self._keys.of(tag, "pending", *_RECIPIENTS, "handlers", "seq")
+        while True:
+            names = sorted(self._handlers.get(tag, frozenset()).union(own))
+            keys = [key for name in names for key in self._keys.handler(tag, name, *_ENQUEUED)]
+            word, *rest = self._scripts.run(
+                "verify",
+                head + keys,
+                task_id,
+                method,
+                self._keys.bell,
+                self._config.otp_max_attempts,
+                _ms(self._config.recipient_failure_window),
+                _ms(self._config.retention),
+                _epoch(names),
+                *_listed(digests),
+                *_listed(names),
+            )
+            if word != "resubscribe":
+                break
+            self._handlers[tag] = frozenset(name.decode() for name in rest[0])
+        if word != "ok":
+            _refuse(word, rest)
+        return self._read(task_id, rest)
+
+    def resend(self, task_id: str, code: Code, *, keep: bool) -> Issued:
+        """Count one more message and return the code it carries.
+
+        :param code: the new one, taken unless the one in force is kept.
+        :param keep: whether the one in force may be sent again.
+        :raises OTPRejected: if the task takes no code by this method.
+        :raises ResendTooSoon: during the cooldown.
+        :raises SendLimitReached: if the task or the recipient had enough.
+        """
+        word, *rest = self._scripts.run(
+            "resend_otp",
+            self._keys.task(task_id) + self._keys.of(tag_of(task_id), *_RECIPIENTS),
+            code.method,
+            int(keep),
+            code.nonce,
+            code.digest,
+            *self._limits(),
+        )
+        if word != "ok":
+            _refuse(word, rest)
+        return self._issued(task_id, rest, [code.method])
+
+    def update_recipient(
+        self, task_id: str, addresses: Mapping[str, str], codes: Iterable[Code]
+    ) -> tuple[Issued, dict[str, str]]:
+        """Change addresses; return the codes to send, and the old addresses of changed fields.
+
+        :param codes: a new code for each method that this process can send by.
+        :raises OTPRejected: if the task is not pending.
+        :raises SendLimitReached: if the task or a recipient had enough; nothing is changed then.
+        """
+        given = [
+            item
+            for field, address in addresses.items()
+            for item in (field, address, *self._sealed(task_id, field, address))
+        ]
+        brought = [item for code in codes for item in (code.method, code.nonce, code.digest)]
+        word, *rest = self._scripts.run(
+            "update_recipient",
+            self._keys.task(task_id) + self._keys.of(tag_of(task_id), *_RECIPIENTS),
+            self._config.max_recipient_updates,
+            *self._limits(),
+            *_listed(given),
+            *_listed(brought),
+        )
+        if word != "ok":
+            _refuse(word, rest)
+        return self._issued(task_id, rest, [name.decode() for name in rest[3]]), _pairs(rest[2])
+
+    def rotate(self, task_id: str, old: Code, new: Code) -> bool:
+        """Put another code in the place of one just issued; false if that one is no longer in force."""
+        word, *_ = self._scripts.run(
+            "rotate",
+            self._keys.task(task_id),
+            old.method,
+            old.nonce,
+            new.nonce,
+            new.digest,
+            _ms(self._config.otp_ttl),
+        )
+        return bool(word == "ok")
+
+    def unsent(self, task_id: str, codes: Iterable[Code]) -> None:
+        """Disarm codes whose send failed and that no other send delivered; clear the cooldown."""
+        failed = [item for code in codes for item in (code.method, code.nonce)]
+        self._scripts.run("unsent", self._keys.task(task_id), *_listed(failed))
+
+    def cancel(self, task_id: str) -> Task[Any]:
+        """End a pending task.
+
+        :raises OTPRejected: if it is not pending.
+        """
+        word, *rest = self._scripts.run(
+            "cancel_task",
+            self._keys.task(task_id) + self._keys.of(tag_of(task_id), "pending"),
+            task_id,
+            _ms(self._config.retention),
+        )
+        if word != "ok":
+            _refuse(word, rest)
+        return self._read(task_id, rest)
+
+    def get(self, task_id: str) -> tuple[Task[Any], datetime]:
+        """Return a task and the server's time.
+
+        :raises TaskNotFound: if there is none.
+        """
+        word, *rest = self._scripts.run("get_task", self._keys.task(task_id))
+        if word != "ok":
+            _refuse(word, rest)
+        return self._read(task_id, rest), _time(rest[0])
+
+    def _stored(self, draft: Draft) -> dict[str, str]:
+        stored = {
+            "v": "1",
+            "fixed": draft.fixed,
+            "seal": self._keyring.seal(draft.id, draft.fixed),
+            "status": Status.PENDING.value,
+            "methods": ",".join(channel.method for channel in draft.channels),
+            "priority": str(draft.priority),
+            "attempts": "0",
+            "updates": "0",
+        }
+        for field, address in draft.recipient.addresses().items():
+            seal, mac = self._sealed(draft.id, field, address)
+            stored |= {f"address.{field}": address, f"seal.{field}": seal, f"mac.{field}": mac}
+        return stored | {f"{channel.method}.field": channel.address_field or "" for channel in draft.channels}
+
+    def _sealed(self, task_id: str, field: str, address: str) -> tuple[str, str]:
+        return self._keyring.seal(task_id, field, address), self._keyring.recipient(address)
+
+    def _limits(self) -> list[int]:
+        config = self._config
+        return [
+            _ms(config.otp_ttl),
+            config.max_sends,
+            config.recipient_max_sends,
+            _ms(config.recipient_window),
+            config.recipient_max_failures,
+            _ms(config.resend_cooldown),
+            _ms(config.resend_cooldown_max),
+        ]
+
+    def _list_queue(self, queue: str) -> None:
+        if queue not in self._listed:
+            self.client.hset(self._keys.queues, self._keys.tag(queue), queue)
+            self._listed.add(queue)
+
+    def _read(self, task_id: str, reply: Sequence[Any]) -> Task[Any]:
+        return read_task(task_id, _pairs(reply[1]), int(reply[0]), self._keyring)
+
+    def _issued(self, task_id: str, reply: Sequence[Any], methods: Iterable[str]) -> Issued:
+        fields = _pairs(reply[1])
+        codes = [Code(name, fields[f"{name}.nonce"], fields[f"{name}.digest"]) for name in methods]
+        waits = [int(fields[f"{code.method}.next"]) - int(reply[0]) for code in codes]
+        return Issued(self._read(task_id, reply), codes, max(waits, default=0) / 1000)
+
+
+_RECIPIENTS = ("recipients", "recipients:expiry")
+_ENQUEUED = ("ready", "meta", "body")
+
+
+def read_task(task_id: str, fields: Fields, now: int, keyring: Keyring) -> Task[Any]:
+    """Return a task from its stored strings; the one place where seals are checked.
+
+    :param now: the server's time in ms, which decides whether a pending task is expired.
+    :raises TaskTampered: if a seal does not hold.
+    """
+    prefix = "address."
+    addresses = {name[len(prefix) :]: fields[name] for name in fields if name.startswith(prefix)}
+    sealed = keyring.holds(fields.get("seal", ""), task_id, fields.get("fixed", "")) and all(
+        keyring.holds(fields.get(f"seal.{field}", ""), task_id, field, address)
+        for field, address in addresses.items()
+    )
+    try:
+        if sealed:
+            return _task(task_id, fields, now, Recipient(**addresses))
+    except (KeyError, TypeError, ValueError):
+        logger.warning("Task %s holds values that cannot be read.", task_id)
+    raise errors.TaskTampered(
+        f"task {task_id} was changed in Redis from outside, or its SECRET_KEY was taken away: it is not used"
+    )
+
+
+def _task(task_id: str, fields: Fields, now: int, recipient: Recipient) -> Task[Any]:
+    status, expires = Status(fields["status"]), int(fields["expires"])
+    if status is Status.PENDING and now >= expires:
+        status = Status.EXPIRED
+    verified = fields.get("verified")
+    return Task(
+        id=task_id,
+        recipient=recipient,
+        status=status,
+        created_at=_time(fields["created"]),
+        expires_at=_time(expires),
+        verified_at=None if verified is None else _time(verified),
+        verification_method=fields.get("method"),
+        **load_fixed(fields["fixed"]),
+    )
+
+
+def _refuse(word: str, rest: Sequence[Any]) -> NoReturn:
+    match word:
+        case "unknown":
+            raise errors.TaskNotFound("there is no such task")
+        case "expired":
+            raise errors.TaskExpired("the task's time is over: add a new one")
+        case "locked":
+            raise errors.TaskLocked("too many wrong codes: the task is locked", attempts_left=0)
+        case "finished":
+            status = Status(rest[0].decode())
+            if status is Status.LOCKED:
+                raise errors.TaskLocked("too many wrong codes: the task is locked", attempts_left=0)
+            raise errors.TaskNotPending(f"the task is over: {status}", status=status)
+        case "wrong":
+            raise errors.WrongCode("this is not the code in force", attempts_left=int(rest[0]))
+        case "code_expired":
+            raise errors.CodeExpired("the code is over: resend one", attempts_left=int(rest[0]))
+        case "not_allowed":
+            left = int(rest[0]) if rest else None
+            raise errors.MethodNotAllowed("the task does not allow this method", attempts_left=left)
+        case "no_address":
+            raise errors.MethodNotAllowed("the recipient has no address for this method")
+        case "too_soon":
+            raise errors.ResendTooSoon("a code was sent just now", retry_after=int(rest[0]) / 1000)
+        case "send_limit":
+            message = "the task or its recipient had all the codes it may have for now"
+            raise errors.SendLimitReached(message, retry_after=int(rest[0]) / 1000)
+        case "no_strategy":
+            raise errors.ConfigError(
+                f"this process has no strategy for {rest[0].decode()}: register it as where the task "
+                "was added"
+            )
+    raise AssertionError(f"a step answered {word}")
+
+
+def _listed(items: Sequence[str]) -> list[str | int]:
+    return [len(items), *items]
+
+
+def _ms(seconds: float) -> int:
+    return max(int(seconds * 1000), 0)
+
+
+def _time(milliseconds: str | bytes | int) -> datetime:
+    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
+
+
+def _pairs(flat: Sequence[bytes]) -> dict[str, str]:
+    items = [item.decode(errors="replace") for item in flat]
+    return dict(zip(items[::2], items[1::2], strict=True))
+
+
+def _epoch(names: Sequence[str]) -> str:
+    joined = ",".join(names).encode()
+    return hashlib.sha1(joined, usedforsecurity=False).hexdigest() if names else ""

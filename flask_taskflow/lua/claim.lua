@@ -1,0 +1,68 @@
+-- Lease the deliveries that are next, over all callbacks of one queue that this process has.
+-- KEYS: ready, delay, lease, dead, meta, body, error of each callback
+-- ARGV: most deliveries, lease ms, owner, most losses, pause after a repeated loss ms,
+--       whether expired leases may be taken over (1 or 0), most moves a callback
+-- Returns: ok | again (more is due than one call may move), ms to the next due item or -1, dropped,
+--          then for each delivery: index of its callback (from 0), id, token (0: lost too often and
+--          dead now), failures, lost, body
+
+local now = now_ms()
+local most, lease, owner, max_lost, pause = take_number(), take_number(), take(), take_number(), take_number()
+local reap, moves = take() == '1', take_number()
+local last, dropped, more, heads, rows = #KEYS / 7 - 1, 0, false, {}, {}
+
+local function add_row(index, keys, id, meta, token)
+  local body = redis.call('HGET', keys.body, id) or ''
+  for _, item in ipairs({ index, id, token, meta.failures, meta.lost, body }) do rows[#rows + 1] = item end
+end
+
+-- Call a function with each member of a list; one without a readable meta is dropped.
+local function each(index, members, visit)
+  local keys = keys_of(7 * index)
+  if #members == moves then more = true end
+  for _, member in ipairs(members) do
+    local id = id_of(member)
+    local meta = read_meta(keys.meta, id)
+    if meta and meta.member == member then
+      visit(keys, member, id, meta)
+    else
+      remove(keys, member)
+      dropped = dropped + 1
+    end
+  end
+end
+
+for i = 0, last do
+  local keys = keys_of(7 * i)
+  local due = { '-inf', int(now), 'LIMIT', 0, moves }
+  each(i, redis.call('ZRANGEBYSCORE', keys.delay, unpack(due)), function(_, member, _, meta)
+    redis.call('ZREM', keys.delay, member)
+    redis.call('ZADD', keys.ready, int(-meta.priority), member)
+  end)
+  local over = reap and redis.call('ZRANGEBYSCORE', keys.lease, unpack(due)) or {}
+  each(i, over, function(_, member, id, meta)
+    if lose(keys, member, id, meta, max_lost, now, pause) then add_row(i, keys, id, meta, 0) end
+  end)
+end
+
+for i = 0, more and -1 or last do
+  local head = redis.call('ZRANGE', KEYS[7 * i + 1], 0, most - 1, 'WITHSCORES')
+  for k = 1, #head, 2 do
+    heads[#heads + 1] = { member = head[k], score = tonumber(head[k + 1]), index = i }
+  end
+end
+table.sort(heads, function(a, b)
+  if a.score ~= b.score then return a.score < b.score end
+  return a.member < b.member
+end)
+for k = 1, math.min(most, #heads) do
+  each(heads[k].index, { heads[k].member }, function(keys, member, id, meta)
+    meta.token, meta.owner = meta.token + 1, owner
+    redis.call('ZREM', keys.ready, member)
+    redis.call('ZADD', keys.lease, int(now + lease), member)
+    write_meta(keys.meta, id, meta)
+    add_row(heads[k].index, keys, id, meta, meta.token)
+  end)
+end
+
+return { more and 'again' or 'ok', next_due(last, now), dropped, unpack(rows) }

@@ -1,0 +1,62 @@
+-- Consume a code: count a wrong one, or end the task and store one delivery per callback.
+-- KEYS: task, pending, recipients, recipients:expiry, handlers, seq,
+--       then ready, meta, body of each callback that the caller knows
+-- ARGV: id, method, channel, most attempts, failure window ms, retention ms, epoch of the callbacks,
+--       list of digests (one per secret key), list of callbacks
+-- Returns: unknown | finished, status | expired | wrong, left | code_expired, left |
+--          not_allowed, left | locked | resubscribe, list of registered callbacks | ok, now, fields
+
+local now = now_ms()
+local id, method, channel, most = take(), take(), take(), take_number()
+local failure_window, retention, epoch = take_number(), take_number(), take()
+local digests, names = take_list(), take_list()
+
+local got = redis.call('HMGET', KEYS[1], 'status', 'expires', method .. '.digest',
+  method .. '.until', method .. '.out', method .. '.field')
+local over = ended(got[1], got[2], now)
+if over then return over end
+local field = got[6]
+local mac = field and field ~= '' and redis.call('HGET', KEYS[1], 'mac.' .. field)
+
+local armed = got[3] and tonumber(got[5]) > 0
+local word = (not field and 'not_allowed') or (not armed and 'wrong')
+  or (now >= tonumber(got[4]) and 'code_expired') or 'wrong'
+for _, digest in ipairs(digests) do
+  if armed and word == 'wrong' and digest == got[3] then word = 'right' end
+end
+
+if word ~= 'right' then
+  free(KEYS[1], {})
+  local left = most - redis.call('HINCRBY', KEYS[1], 'attempts', 1)
+  if mac then
+    local entry = read_recipient(KEYS[3], mac, now)
+    if entry.failures == 0 then entry.failures_end = now + failure_window end
+    entry.failures = entry.failures + 1
+    write_recipient(KEYS[3], KEYS[4], mac, entry)
+  end
+  if left > 0 then return { word, left } end
+  finish(KEYS[1], KEYS[2], id, 'LOCKED', retention)
+  return { 'locked' }
+end
+
+if (redis.call('HGET', KEYS[5], '#epoch') or '') ~= epoch then
+  if not register(KEYS[5], names, now, true) then
+    return { 'resubscribe', registered(KEYS[5]) }
+  end
+end
+
+finish(KEYS[1], KEYS[2], id, 'SUCCESS', retention)
+redis.call('HSET', KEYS[1], 'verified', int(now), 'method', method)
+if mac then
+  local entry = read_recipient(KEYS[3], mac, now)
+  entry.failures, entry.failures_end = 0, 0
+  write_recipient(KEYS[3], KEYS[4], mac, entry)
+end
+local task = redis.call('HGETALL', KEYS[1])
+local priority = redis.call('HGET', KEYS[1], 'priority')
+local body = pack(task)
+for i = 1, #names do
+  enqueue(KEYS[6], KEYS[3 * i + 4], KEYS[3 * i + 5], KEYS[3 * i + 6], id, priority, body, now)
+end
+redis.pcall('PUBLISH', channel, '1 ' .. id)
+return { 'ok', int(now), task }

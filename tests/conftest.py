@@ -1,0 +1,82 @@
+"""One real server a session, emptied before each test; apps that use it; no thread left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from flask import Flask
+from redis import Redis
+
+from flask_taskflow import Method, OutboxStrategy, TaskFlow
+from flask_taskflow.testing import Outbox, outbox, redis_server
+
+SECRET_KEY = "a secret key of the test suite, long enough"
+
+MakeApp = Callable[..., Flask]
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    binary = os.environ.get("TASKFLOW_TEST_SERVER")
+    with redis_server(binary=shutil.which(binary) if binary else None) as url:
+        yield url
+
+
+@pytest.fixture
+def redis(server: str) -> Iterator[Redis]:
+    """A client of the test's own, on the server that is empty now."""
+    client = Redis.from_url(server)
+    client.flushall()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def taskflow() -> TaskFlow:
+    extension = TaskFlow()
+    for method in (Method.EMAIL, Method.SMS):
+        extension.register_strategy(method)(OutboxStrategy())
+    return extension
+
+
+@pytest.fixture
+def make_app(redis: Redis, server: str, taskflow: TaskFlow) -> MakeApp:
+    """Make an app; keyword arguments are ``TASKFLOW_`` settings, in capitals Flask's own."""
+
+    def make(extension: TaskFlow = taskflow, **settings: Any) -> Flask:
+        app = Flask("app")
+        app.config.update(TESTING=True, SECRET_KEY=SECRET_KEY, TASKFLOW_REDIS_URL=server)
+        for name, value in settings.items():
+            app.config[name if name.isupper() else f"TASKFLOW_{name.upper()}"] = value
+        extension.init_app(app)
+        return app
+
+    return make
+
+
+@pytest.fixture
+def app(make_app: MakeApp) -> Iterator[Flask]:
+    """An app with ``TASKFLOW_EAGER``, its context pushed."""
+    app = make_app(eager=True)
+    with app.app_context():
+        yield app
+
+
+@pytest.fixture
+def box(taskflow: TaskFlow) -> Iterator[Outbox]:
+    with outbox(taskflow) as messages:
+        yield messages
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    yield
+    left = [thread for thread in threading.enumerate() if thread.name.startswith("taskflow-")]
+    for thread in left:
+        thread.join(5)
+    assert not [thread.name for thread in left if thread.is_alive()]
