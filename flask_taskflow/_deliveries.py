@@ -79,11 +79,14 @@ class DeliveryStore:
         self._config = config
         self._keyring = keyring
         self._owner = owner
+        self._listed: set[str] = set()
 
     def register(self, queue: str, names: Sequence[str]) -> None:
         """Say that this process has these callbacks of a queue."""
         tag = self._keys.tag(queue)
-        self._client.hset(self._keys.queues, tag, queue)
+        if queue not in self._listed:
+            self._client.hset(self._keys.queues, tag, queue)
+            self._listed.add(queue)
         self._tasks.run("register", self._keys.of(tag, "handlers"), len(names), *names)
 
     def claim(self, queue: str, names: Sequence[str], most: int, *, reap: bool = True) -> Claim:
