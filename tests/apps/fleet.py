@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from typing import Any
 
 from flask import Flask
@@ -59,6 +60,12 @@ def create_app() -> Flask:
     app.config.from_prefixed_env()
     taskflow.init_app(app)
     app.register_blueprint(taskflow.blueprint, url_prefix="/taskflow")
+
+    @app.cli.command()
+    def add() -> None:
+        taskflow.add_task("fleet", allowed_methods=["EMAIL"], recipient={"email": "a@example.com"})
+        names = [thread.name for thread in threading.enumerate()]
+        print("threads", [name for name in names if name.startswith("taskflow")])
 
     @app.get("/pid")
     def pid() -> str:
