@@ -205,7 +205,7 @@ class TaskStore:
         """
         tag = tag_of(task_id)
         head = self._keys.task(task_id)
-        head += self._keys.of(tag, "pending", *_RECIPIENTS, "handlers", "seq")
+        head += self._keys.of(tag, "pending", *_RECIPIENTS, "handlers", "seq", "decoy")
         while True:
             names = sorted(self._handlers.get(tag, frozenset()).union(own))
             keys = [key for name in names for key in self._keys.handler(tag, name, *_ENQUEUED)]

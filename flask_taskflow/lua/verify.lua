@@ -1,5 +1,5 @@
 -- Consume a code: count a wrong one, or end the task and store one delivery per callback.
--- KEYS: task, pending, recipients, recipients:expiry, handlers, seq,
+-- KEYS: task, pending, recipients, recipients:expiry, handlers, seq, decoy,
 --       then ready, meta, body of each callback that the caller knows
 -- ARGV: id, method, channel, most attempts, failure window ms, retention ms, epoch of the callbacks,
 --       list of digests (one per secret key), list of callbacks
@@ -11,10 +11,31 @@ local id, method, channel, most = take(), take(), take(), take_number()
 local failure_window, retention, epoch = take_number(), take_number(), take()
 local digests, names = take_list(), take_list()
 
+-- Count a wrong code; answers how many there were.
+local function count_wrong(task, mac, window)
+  free(task, {})
+  local attempts = redis.call('HINCRBY', task, 'attempts', 1)
+  if mac then
+    local entry = read_recipient(KEYS[3], mac, now)
+    if entry.failures == 0 then entry.failures_end = now + window end
+    entry.failures = entry.failures + 1
+    write_recipient(KEYS[3], KEYS[4], mac, entry)
+  end
+  return attempts
+end
+
 local got = redis.call('HMGET', KEYS[1], 'status', 'expires', method .. '.digest',
   method .. '.until', method .. '.out', method .. '.field')
 local over = ended(got[1], got[2], now)
-if over then return over end
+if over then
+  if not got[1] then
+    -- An unknown id must not be told by the time it takes: it costs the same writes, soon forgotten.
+    redis.call('HGET', KEYS[1], 'mac.')
+    count_wrong(KEYS[7], 'decoy', 1000)
+    redis.call('PEXPIRE', KEYS[7], 1000)
+  end
+  return over
+end
 local field = got[6]
 local mac = field and field ~= '' and redis.call('HGET', KEYS[1], 'mac.' .. field)
 
@@ -26,14 +47,7 @@ for _, digest in ipairs(digests) do
 end
 
 if word ~= 'right' then
-  free(KEYS[1], {})
-  local left = most - redis.call('HINCRBY', KEYS[1], 'attempts', 1)
-  if mac then
-    local entry = read_recipient(KEYS[3], mac, now)
-    if entry.failures == 0 then entry.failures_end = now + failure_window end
-    entry.failures = entry.failures + 1
-    write_recipient(KEYS[3], KEYS[4], mac, entry)
-  end
+  local left = most - count_wrong(KEYS[1], mac, failure_window)
   if left > 0 then return { word, left } end
   finish(KEYS[1], KEYS[2], id, 'LOCKED', retention)
   return { 'locked' }
@@ -56,7 +70,7 @@ local task = redis.call('HGETALL', KEYS[1])
 local priority = redis.call('HGET', KEYS[1], 'priority')
 local body = pack(task)
 for i = 1, #names do
-  enqueue(KEYS[6], KEYS[3 * i + 4], KEYS[3 * i + 5], KEYS[3 * i + 6], id, priority, body, now)
+  enqueue(KEYS[6], KEYS[3 * i + 5], KEYS[3 * i + 6], KEYS[3 * i + 7], id, priority, body, now)
 end
 redis.pcall('PUBLISH', channel, '1 ' .. id)
 return { 'ok', int(now), task }
