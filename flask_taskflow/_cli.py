@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -12,6 +13,8 @@ from flask import current_app
 from flask.cli import AppGroup
 
 from ._extension import TaskFlow
+from ._openapi import openapi_document
+from .errors import ConfigError
 
 taskflow_cli = AppGroup("taskflow", help="Run and inspect one-time code tasks.")
 
@@ -38,6 +41,16 @@ def worker() -> None:
     asked.wait()
     click.echo("Stopping: waiting for callbacks that run.")
     taskflow.stop()
+
+
+@taskflow_cli.command()
+def openapi() -> None:
+    """Print the OpenAPI 3.1 document of the routes that the app serves."""
+    _extension()
+    try:
+        click.echo(json.dumps(openapi_document(current_app), indent=2))
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
 
 
 def _extension() -> TaskFlow:

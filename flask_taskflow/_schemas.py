@@ -7,6 +7,7 @@ from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, validate
 
+from ._otp import TYPED_MAX
 from ._task import METHOD
 from .errors import InvalidTask
 
@@ -115,13 +116,18 @@ def _escaped(name: object) -> str:
 class ResendRequest(Schema):
     """The body of ``POST /tasks/<id>/resend``."""
 
-    method = fields.String(required=True, validate=validate.Regexp(f"{METHOD.pattern}\\Z"))
+    # JSON Schema has no \Z, and Python's $ would let a line feed pass.
+    method = fields.String(
+        required=True,
+        validate=validate.Regexp(f"{METHOD.pattern}\\Z"),
+        metadata={"pattern": f"^{METHOD.pattern}$"},
+    )
 
 
 class VerifyRequest(ResendRequest):
     """The body of ``POST /tasks/<id>/verify``; ``otp`` is checked by the method's pattern."""
 
-    otp = fields.String(required=True)
+    otp = fields.String(required=True, validate=validate.Length(max=TYPED_MAX))
 
 
 class Verified(Schema):
@@ -137,7 +143,7 @@ class Verified(Schema):
 class Accepted(Schema):
     """What a resend answers."""
 
-    status = fields.Constant("accepted", required=True)
+    status = fields.Constant("accepted", required=True, metadata={"type": "string"})
     resend_after = fields.Integer(required=True)
 
 
@@ -151,7 +157,7 @@ class FieldError(Schema):
 class Problem(Schema):
     """An error answer, RFC 9457, with a stable ``code``."""
 
-    type = fields.Constant("about:blank", required=True)
+    type = fields.Constant("about:blank", required=True, metadata={"type": "string"})
     title = fields.String(required=True)
     status = fields.Integer(required=True)
     code = fields.String(required=True)

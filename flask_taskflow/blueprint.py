@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Blueprint, Response, current_app, jsonify, request
 from redis import RedisError
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
+from ._openapi import TaskFlowBlueprint, openapi_document
 from ._schemas import (
     Accepted,
     InvalidRequest,
@@ -72,15 +73,18 @@ def make_blueprint(
 
     :raises ConfigError: for an unknown route.
     """
-    views = {"verify": _verify_view, "resend": _resend_view}
-    blueprint = Blueprint(name, __name__)
+    views = {"verify": _verify_view, "resend": _resend_view, "openapi": _openapi_view}
+    blueprint = TaskFlowBlueprint(name, __name__)
     for route in routes:
         if route not in views:
             raise ConfigError(f"create_blueprint() knows no route {route!r}; it has {sorted(views)}")
         view = views[route](taskflow)
         for decorator in decorators:
             view = decorator(view)
-        blueprint.add_url_rule(f"/tasks/<task_id>/{route}", endpoint=route, view_func=view, methods=["POST"])
+        rule, verb = f"/tasks/<task_id>/{route}", "POST"
+        if route == "openapi":
+            rule, verb = "/openapi.json", "GET"
+        blueprint.add_url_rule(rule, endpoint=route, view_func=view, methods=[verb])
     for error in _ANSWERED:
         blueprint.register_error_handler(error, _problem_for)
     blueprint.after_request(_no_store)
@@ -110,6 +114,14 @@ def _resend_view(taskflow: TaskFlow) -> Callable[..., Any]:
         return jsonify(Accepted().dump({"resend_after": math.ceil(seconds)})), 202
 
     return resend
+
+
+def _openapi_view(taskflow: TaskFlow) -> Callable[..., Any]:
+    def openapi() -> Response:
+        document = openapi_document(current_app)
+        return jsonify({**document, "servers": [{"url": request.script_root or "/"}]})
+
+    return openapi
 
 
 def _body(schema: VerifyRequest | ResendRequest) -> Mapping[str, Any]:

@@ -24,7 +24,7 @@ taskflow = TaskFlow()
 taskflow.register_strategy(Method.EMAIL)(ConsoleStrategy)
 
 
-def client() -> Redis:
+def client() -> Any:
     return Redis.from_url(os.environ["FLASK_TASKFLOW_REDIS_URL"])
 
 
