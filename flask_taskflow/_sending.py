@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from redis import RedisError
 
 from . import signals
+from ._audit import record
 from ._config import Config
 from ._otp import OTP, Keyring, new_nonce, read_code
 from ._store import Code, Issued, TaskStore
-from ._task import Recipient, Task
+from ._task import Task
 from .errors import InvalidCode, SendFailed
 from .strategies import Channel
 
@@ -87,17 +88,18 @@ class Sender:
         problem = None
         try:
             otp = self._otp(task, code, channel)
-            if otp is not None:
-                channel.strategy.send(task, otp)
-        except RedisError:
-            raise
+            if otp is None:
+                return True
+            channel.strategy.send(task, otp)
         except Exception as error:
             # The error's text and frames may hold the code: only its class may be told.
             problem = type(error).__name__
         finally:
             otp = None
-        address = Recipient.masked(task.recipient).get(channel.address_field or "", "")
+        address = task.recipient.masked().get(channel.address_field or "", "")
+        audited = {"queue": task.queue, "method": code.method, "address": address}
         if problem is not None:
+            record("send_failed", task.id, level=logging.WARNING, cause=problem, **audited)
             logger.error(
                 "Sending by %s to %s for task %s failed: %s raised by %s.",
                 code.method,
@@ -107,6 +109,7 @@ class Sender:
                 type(channel.strategy).__qualname__,
             )
             return False
+        record("code_sent", task.id, **audited)
         signals.emit(signals.otp_sent, self._app, task=task, method=code.method)
         return True
 
