@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from redis import Redis
 
 from . import errors
+from ._audit import record
 from ._config import Config
 from ._otp import Keyring
 from ._schemas import load_fixed
@@ -160,7 +161,7 @@ class TaskStore:
     """
 
     def __init__(self, client: Redis, keys: Keys, config: Config, keyring: Keyring) -> None:
-        self.client = client
+        self._client = client
         self._scripts = Scripts(client, "prelude", "limits", "handlers")
         self._keys = keys
         self._config = config
@@ -354,7 +355,7 @@ class TaskStore:
 
     def _list_queue(self, queue: str) -> None:
         if queue not in self._listed:
-            self.client.hset(self._keys.queues, self._keys.tag(queue), queue)
+            self._client.hset(self._keys.queues, self._keys.tag(queue), queue)
             self._listed.add(queue)
 
     def _read(self, task_id: str, reply: Sequence[Any]) -> Task[Any]:
@@ -388,6 +389,7 @@ def read_task(task_id: str, fields: Fields, now: int, keyring: Keyring) -> Task[
             return _task(task_id, fields, now, Recipient(**addresses))
     except (KeyError, TypeError, ValueError):
         logger.warning("Task %s holds values that cannot be read.", task_id)
+    record("task_tampered", task_id, level=logging.WARNING)
     raise errors.TaskTampered(
         f"task {task_id} was changed in Redis from outside, or its SECRET_KEY was taken away: it is not used"
     )
@@ -419,9 +421,9 @@ def _refuse(word: str, rest: Sequence[Any]) -> NoReturn:
         case "locked":
             raise errors.TaskLocked("too many wrong codes: the task is locked", attempts_left=0)
         case "finished":
-            status = Status(rest[0].decode())
+            status = _status(rest[0])
             if status is Status.LOCKED:
-                raise errors.TaskLocked("too many wrong codes: the task is locked", attempts_left=0)
+                raise errors.TaskLocked("too many wrong codes: the task is locked")
             raise errors.TaskNotPending(f"the task is over: {status}", status=status)
         case "wrong":
             raise errors.WrongCode("this is not the code in force", attempts_left=int(rest[0]))
@@ -443,6 +445,13 @@ def _refuse(word: str, rest: Sequence[Any]) -> NoReturn:
                 "was added"
             )
     raise AssertionError(f"a step answered {word}")
+
+
+def _status(stored: bytes) -> Status:
+    try:
+        return Status(stored.decode())
+    except ValueError:
+        raise errors.TaskTampered("the task's status was changed in Redis from outside") from None
 
 
 def _listed(items: Sequence[str]) -> list[str | int]:
