@@ -1,9 +1,4 @@
-"""The callback engine: claim deliveries, run callbacks, back off, give up.
-
-Each attempt runs in a thread of its own, at most ``CALLBACK_THREADS`` at a time; one scheduler thread
-claims, keeps leases alive and watches the time. An attempt past its timeout is written off: it counts as
-failed and gives its place free, while its thread may still report a late success.
-"""
+"""Callbacks: what they are, how one attempt runs, when the next one is due."""
 
 from __future__ import annotations
 
@@ -11,18 +6,17 @@ import logging
 import math
 import random
 import secrets
-import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from redis import RedisError
 from werkzeug.local import LocalProxy
 
 from . import signals
+from ._audit import record
 from ._config import Config
 from ._deliveries import Claimed, DeliveryStore
 from ._task import check_name, check_seconds
@@ -42,14 +36,11 @@ STRATEGIES: Mapping[str, Callable[[int], int]] = {
     "exponential": lambda failures: 2 ** min(failures - 1, 63),
 }
 _JITTER = 0.1
-_HEARTBEAT = 1.0
-_EMPTY_PAUSE = 0.02
-_HOUSEKEEPING = 30.0
-_RETRY_MAX = 5.0
 _RETRY_AFTER_MAX = 30 * 86400.0
 _RANDOM: random.Random = secrets.SystemRandom()
 
-_Reporter = Callable[[Callable[[], bool]], bool]
+#: Makes a report to Redis: at once, or again and again until it got through.
+Reporter = Callable[[Callable[[], bool]], bool]
 
 
 class Retry(Exception):
@@ -148,7 +139,16 @@ def compute_backoff(
 
 
 @dataclass(slots=True, eq=False)
-class _Attempt:
+class Attempt:
+    """A delivery that runs in this process.
+
+    :param item: the delivery.
+    :param callback: what runs.
+    :param started: by the monotonic clock.
+    :param warned: whether the log has told that it takes long.
+    :param written_off: whether it counts as failed although it still runs.
+    """
+
     item: Claimed
     callback: Callback
     started: float = field(default_factory=time.monotonic)
@@ -157,216 +157,35 @@ class _Attempt:
 
     @property
     def timeout(self) -> float:
+        """Seconds that it may take."""
         return self.item.task.timeout if self.item.task else math.inf
 
     @property
     def delivery(self) -> Delivery:
+        """What ``current_delivery`` shows."""
         item = self.item
         return Delivery(f"{item.task_id}:{item.callback}", item.failures + item.lost + 1)
 
 
-class Engine:
-    """Run the callbacks of one app in one process.
+class Runner:
+    """Run attempts of one app's callbacks and report how they ended.
 
     :param app: whose context callbacks run in.
-    :param store: the engine's steps.
-    :param callbacks: queue -> name -> callback, read anew at each turn.
-    :param config: threads, lease, poll and backoff.
+    :param store: takes the reports.
+    :param config: the cap of the backoff.
     """
 
-    def __init__(
-        self,
-        app: Flask,
-        store: DeliveryStore,
-        callbacks: Mapping[str, Mapping[str, Callback]],
-        config: Config,
-    ) -> None:
+    def __init__(self, app: Flask, store: DeliveryStore, config: Config) -> None:
         self._app = app
         self._store = store
-        self._callbacks = callbacks
         self._config = config
-        self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self._draining = threading.Event()
-        self._stopped = threading.Event()
-        self._idle = threading.Condition(self._lock)
-        self._attempts: set[_Attempt] = set()
-        self._thread: threading.Thread | None = None
-        self._asked = threading.Event()
-        self._claim_at = self._pause_until = self._reap_at = 0.0
-        self._beat_at = self._tidy_at = 0.0
-        self._errors = 0
 
-    def start(self) -> None:
-        """Start the scheduler thread."""
-        self._thread = threading.Thread(target=self._run, name="taskflow-callbacks", daemon=True)
-        self._thread.start()
-
-    def wake(self) -> None:
-        """Claim at once: something may be due."""
-        self._asked.set()
-        self._wake.set()
-
-    def stop(self, timeout: float) -> None:
-        """Claim nothing more, wait for what runs, at most ``timeout`` seconds."""
-        self._draining.set()
-        self._wake.set()
-        with self._idle:
-            self._idle.wait_for(lambda: not self._running(), timeout)
-        self._stopped.set()
-        self._wake.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(self._config.redis_timeout + 1)
-
-    def run_due(self) -> int:
-        """Run what is due in this thread, most urgent first; return the number of attempts."""
-        count = 0
-        for queue in list(self._callbacks):
-            while True:
-                names = sorted(self._callbacks[queue])
-                claim = self._store.claim(queue, names, 1)
-                self._mourn(claim.dead)
-                for item in claim.deliveries:
-                    attempt = _Attempt(item, self._callbacks[queue][item.callback])
-                    self._attempt(attempt, self._report_once)
-                    count += 1
-                if not claim.deliveries and not claim.again:
-                    break
-        return count
-
-    def _run(self) -> None:
-        while not self._stopped.is_set():
-            try:
-                wait = self._turn()
-                if self._errors:
-                    logger.info("Redis answers again: callbacks go on.")
-                self._errors = 0
-            except RedisError as error:
-                wait = self._trouble(error)
-            except Exception:
-                logger.exception("The callback scheduler failed; it goes on.")
-                wait = _HEARTBEAT
-            self._wake.wait(wait)
-            self._wake.clear()
-
-    def _trouble(self, error: RedisError) -> float:
-        self._errors += 1
-        wait: float = min(_RETRY_MAX, 0.1 * 2 ** min(self._errors, 10)) * _RANDOM.uniform(0.5, 1)
-        if self._errors == 1:
-            logger.warning("Callbacks wait for Redis: %s: %s", type(error).__name__, error)
-        # Living owners could not renew their leases either: give them one heartbeat first.
-        self._reap_at = time.monotonic() + wait + _HEARTBEAT
-        self._beat_at = 0.0
-        self._asked.set()
-        return wait
-
-    def _turn(self) -> float:
-        now = time.monotonic()
-        self._watch(now)
-        running = self._running()
-        if running and now >= self._beat_at:
-            self._beat(running)
-            self._beat_at = now + min(_HEARTBEAT, self._config.lease / 3)
-        if now >= self._tidy_at:
-            self._tidy_at = now + (0.0 if self._tidy() else _HOUSEKEEPING)
-        if self._draining.is_set():
-            return _HEARTBEAT / 4
-        if self._asked.is_set() or now >= self._claim_at:
-            if now < self._pause_until:
-                return self._pause_until - now
-            self._asked.clear()
-            self._claim_at = time.monotonic() + self._claim()
-        soonest = min(self._claim_at, self._tidy_at)
-        if self._running():
-            soonest = min(soonest, self._beat_at)
-        return max(soonest - time.monotonic(), 0.0)
-
-    def _claim(self) -> float:
-        wait = self._config.poll
-        reap = time.monotonic() >= self._reap_at
-        for queue in list(self._callbacks):
-            free = self._free()
-            if free < 1:
-                # The end of an attempt wakes the scheduler.
-                return wait
-            names = sorted(self._callbacks[queue])
-            claim = self._store.claim(queue, names, free, reap=reap)
-            self._mourn(claim.dead)
-            for item in claim.deliveries:
-                self._begin(_Attempt(item, self._callbacks[queue][item.callback]))
-            if claim.again or claim.deliveries:
-                wait = 0.0
-            elif claim.wait is not None:
-                wait = min(wait, claim.wait)
-        if wait:
-            self._pause_until = time.monotonic() + _EMPTY_PAUSE
-        return wait
-
-    def _free(self) -> int:
-        # Threads that were written off may never end: at most as many of them as of the others.
-        threads = self._config.callback_threads
-        return min(threads - len(self._running()), 2 * threads - len(self._attempts))
-
-    def _tidy(self) -> bool:
-        more = False
-        for queue in list(self._callbacks):
-            names = sorted(self._callbacks[queue])
-            self._store.register(queue, names)
-            more |= self._store.trim(queue, names)
-        return more
-
-    def _beat(self, running: list[_Attempt]) -> None:
-        for queue in {attempt.item.queue for attempt in running}:
-            items = [attempt.item for attempt in running if attempt.item.queue == queue]
-            for item in self._store.extend(queue, items):
-                logger.warning(
-                    "The lease of %s on task %s was lost: it may run twice.",
-                    item.callback,
-                    item.task_id,
-                )
-
-    def _running(self) -> list[_Attempt]:
-        return [attempt for attempt in list(self._attempts) if not attempt.written_off]
-
-    def _watch(self, now: float) -> None:
-        for attempt in self._running():
-            age, item = now - attempt.started, attempt.item
-            if age >= attempt.timeout:
-                error = TimeoutError(f"timed out after {attempt.timeout:g} s")
-                with self._app.app_context():
-                    self._failed(attempt, error, self._report_once)
-                attempt.written_off = True
-                self._asked.set()
-            elif age >= attempt.timeout / 2 and not attempt.warned:
-                attempt.warned = True
-                logger.warning(
-                    "Callback %s on task %s has used half of its %g s.",
-                    item.callback,
-                    item.task_id,
-                    attempt.timeout,
-                )
-
-    def _begin(self, attempt: _Attempt) -> None:
-        self._attempts.add(attempt)
-        name = f"taskflow-{attempt.item.callback}"
-        threading.Thread(target=self._work, args=(attempt,), name=name, daemon=True).start()
-
-    def _work(self, attempt: _Attempt) -> None:
-        try:
-            self._attempt(attempt, self._report_until_stopped)
-        except Exception:
-            logger.exception("An attempt of callback %s could not be ended.", attempt.item.callback)
-        finally:
-            with self._idle:
-                self._attempts.discard(attempt)
-                self._idle.notify_all()
-            self.wake()
-
-    def _attempt(self, attempt: _Attempt, report: _Reporter) -> None:
+    def run(self, attempt: Attempt, report: Reporter) -> None:
+        """Run a callback once in this thread and report how it ended."""
         item = attempt.item
         with self._app.app_context():
             if item.task is None:
-                self._failed(attempt, Reject("tampered: changed in Redis from outside"), report)
+                self.fail(attempt, Reject("tampered: changed in Redis from outside"), report)
                 return
             mark = _current.set(attempt.delivery)
             error: BaseException | None = None
@@ -377,7 +196,7 @@ class Engine:
             finally:
                 _current.reset(mark)
             if error is not None:
-                self._failed(attempt, error, report)
+                self.fail(attempt, error, report)
             elif report(lambda: self._store.ack(item)):
                 self._emit(signals.callback_succeeded, attempt, None)
             else:
@@ -387,7 +206,8 @@ class Engine:
                     item.task_id,
                 )
 
-    def _failed(self, attempt: _Attempt, error: BaseException, report: _Reporter) -> None:
+    def fail(self, attempt: Attempt, error: BaseException, report: Reporter) -> None:
+        """Report a failed attempt: again later, or a dead letter."""
         item, callback = attempt.item, attempt.callback
         failures, text = item.failures + 1, _describe(error)
         if isinstance(error, Reject) or failures >= callback.max_attempts:
@@ -421,20 +241,27 @@ class Engine:
             cap=self._config.backoff_max,
         )
 
-    def _mourn(self, dead: Sequence[Claimed]) -> None:
-        for item in dead:
-            logger.error(
-                "Callback %s on task %s was lost with its process %d times: it is a dead letter.",
-                item.callback,
-                item.task_id,
-                item.lost,
-            )
-            error = RuntimeError(f"lost with its process {item.lost} times")
-            attempt = _Attempt(item, self._callbacks[item.queue][item.callback])
-            with self._app.app_context():
-                self._emit(signals.callback_dead, attempt, error)
+    def mourn(self, attempt: Attempt) -> None:
+        """Tell of a delivery that was lost with its process too often."""
+        item = attempt.item
+        error = RuntimeError(f"lost with its process {item.lost} times")
+        logger.error("Callback %s on task %s is dead: %s.", item.callback, item.task_id, error)
+        with self._app.app_context():
+            self._emit(signals.callback_dead, attempt, error)
 
-    def _emit(self, signal: NamedSignal, attempt: _Attempt, error: BaseException | None) -> None:
+    def _emit(self, signal: NamedSignal, attempt: Attempt, error: BaseException | None) -> None:
+        item = attempt.item
+        if signal is signals.callback_dead:
+            record(
+                "callback_dead",
+                item.task_id,
+                level=logging.ERROR,
+                queue=item.queue,
+                callback=item.callback,
+                delivery=attempt.delivery.id,
+                attempt=attempt.delivery.attempt,
+                cause=type(error).__name__,
+            )
         if attempt.item.task is not None:
             signals.emit(
                 signal,
@@ -444,19 +271,6 @@ class Engine:
                 delivery=attempt.delivery,
                 error=error,
             )
-
-    def _report_once(self, report: Callable[[], bool]) -> bool:
-        return report()
-
-    def _report_until_stopped(self, report: Callable[[], bool]) -> bool:
-        wait = 0.1
-        while True:
-            try:
-                return report()
-            except RedisError:
-                if self._stopped.wait(wait):
-                    raise
-                wait = min(2 * wait, _RETRY_MAX)
 
 
 def _describe(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -12,38 +11,19 @@ from functools import cached_property
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-import click
 from flask import Blueprint, Flask, current_app, has_app_context, request_started
-from redis import RedisError
 
-from . import signals
 from ._callbacks import Callback
 from ._config import Config, read_secrets
-from ._connect import Connector
-from ._drafting import draft_task
-from ._otp import Keyring, mask_all, read_code
-from ._runtime import Runtime
-from ._sending import Sender
-from ._store import TASK_ID, Issued, Keys, TaskStore, tag_of
-from ._task import Recipient, Task, check_method, check_recipient
+from ._otp import Keyring
+from ._service import Service
+from ._task import Recipient, Task, check_method
 from .blueprint import make_blueprint
-from .errors import ConfigError, MethodNotAllowed, OTPRejected, TaskNotFound
+from .errors import ConfigError
 from .strategies import BaseStrategy, Channel
-
-logger = logging.getLogger(__name__)
 
 StrategyT = TypeVar("StrategyT", bound=BaseStrategy | type[BaseStrategy])
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What an app uses once it has met Redis."""
-
-    keys: Keys
-    store: TaskStore
-    sender: Sender
-    runtime: Runtime
 
 
 @dataclass(slots=True)
@@ -53,7 +33,7 @@ class _State:
     config: Config
     keyring: Keyring
     lock: threading.Lock = field(default_factory=threading.Lock)
-    parts: _Parts | None = None
+    service: Service | None = None
 
 
 class TaskFlow:
@@ -166,11 +146,7 @@ class TaskFlow:
         :raises SendFailed: if a strategy raised; the task exists.
         :raises redis.RedisError: if Redis did not answer; the task may exist, unsent.
         """
-        app, state, parts = self._open()
-        draft, methods = draft_task(
-            state.config,
-            parts.keys,
-            self._channels,
+        return self._service().add_task(
             queue,
             data,
             allowed_methods=allowed_methods,
@@ -181,12 +157,6 @@ class TaskFlow:
             timeout=timeout,
             send_via=send_via,
         )
-        codes = [parts.sender.new_code(draft.id, method) for method in methods]
-        _start_at_call(app, state, parts)
-        issued = parts.store.add(draft, codes)
-        signals.emit(signals.task_added, app, task=issued.task)
-        parts.sender.send(issued)
-        return issued.task
 
     def verify(self, task_id: str, method: str, otp: str) -> Task[Any]:
         """Consume a code: the task becomes ``SUCCESS`` once, and its callbacks are stored to run.
@@ -198,22 +168,7 @@ class TaskFlow:
         :raises OTPRejected: if it was not accepted; the subclass says why.
         :raises redis.RedisError: if Redis did not answer; the code may have been consumed.
         """
-        app, state, parts = self._open()
-        name = check_method(method)
-        code = read_code(otp, parts.sender.pattern(name))
-        digests = state.keyring.digests(str(task_id), name, code)
-        # A traceback from here on must not show the code.
-        del otp, code
-        _start_at_call(app, state, parts)
-        try:
-            _check_id(task_id)
-            task = parts.store.verify(task_id, name, digests, _names(parts.keys, self._callbacks, task_id))
-        except OTPRejected as error:
-            signals.emit(signals.otp_rejected, app, task_id=task_id, method=name, cause=error.code)
-            raise
-        if state.config.eager:
-            _run_eagerly(parts.runtime, task_id)
-        return task
+        return self._service().verify(task_id, method, otp)
 
     def resend_otp(self, task_id: str, method: str) -> Task[Any]:
         """Send a code again: the same one while it lasts a minute more, else a new one.
@@ -226,7 +181,7 @@ class TaskFlow:
         :raises SendFailed: if the strategy raised; a resend may follow at once.
         :raises redis.RedisError: if Redis did not answer.
         """
-        return self._resend(task_id, method).task
+        return self._service().resend(task_id, method).task
 
     def update_recipient(self, task_id: str, recipient: Recipient | Mapping[str, str | None]) -> Task[Any]:
         """Change addresses of a pending task: codes sent to the old ones die, new ones go out.
@@ -239,23 +194,7 @@ class TaskFlow:
         :raises SendFailed: if a strategy raised; the addresses are changed.
         :raises redis.RedisError: if Redis did not answer.
         """
-        app, state, parts = self._open()
-        _check_id(task_id)
-        addresses = check_recipient(recipient).addresses()
-        _start_at_call(app, state, parts)
-        codes = [parts.sender.new_code(task_id, method) for method in self._channels]
-        issued, old = parts.store.update_recipient(task_id, addresses, codes)
-        if old:
-            new = {name: addresses[name] for name in old}
-            signals.emit(
-                signals.recipient_updated,
-                app,
-                task=issued.task,
-                old=mask_all(old),
-                new=mask_all(new),
-            )
-        parts.sender.send(issued)
-        return issued.task
+        return self._service().update_recipient(task_id, recipient)
 
     def get_task(self, task_id: str) -> Task[Any]:
         """Return a task.
@@ -264,9 +203,7 @@ class TaskFlow:
         :raises TaskTampered: if it was changed in Redis from outside.
         :raises redis.RedisError: if Redis did not answer.
         """
-        _, _, parts = self._open()
-        _check_id(task_id)
-        return parts.store.get(task_id)[0]
+        return self._service().get_task(task_id)
 
     def cancel_task(self, task_id: str) -> Task[Any]:
         """End a pending task; its codes are worth nothing any more.
@@ -274,34 +211,31 @@ class TaskFlow:
         :raises OTPRejected: if it is not pending.
         :raises redis.RedisError: if Redis did not answer.
         """
-        _, _, parts = self._open()
-        _check_id(task_id)
-        return parts.store.cancel(task_id)
+        return self._service().cancel_task(task_id)
 
     def start(self) -> None:
         """Start this process's threads; return once they listen, or after a second. Idempotent.
 
         Does nothing under ``TASKFLOW_EAGER``.
         """
-        _, state, parts = self._open()
-        if not state.config.eager:
-            parts.runtime.start()
+        service = self._service()
+        if not service.config.eager:
+            service.runtime.start()
 
     def stop(self, timeout: float | None = None) -> None:
         """Stop this process's threads. Idempotent.
 
         :param timeout: seconds to wait for callbacks that run, default ``TASKFLOW_DRAIN``.
         """
-        _, state, parts = self._open()
-        parts.runtime.stop(state.config.drain if timeout is None else timeout)
+        service = self._service()
+        service.runtime.stop(service.config.drain if timeout is None else timeout)
 
     def run_due(self) -> int:
         """Run the callbacks that are due in this thread; return how many attempts ran. For tests.
 
         :raises redis.RedisError: if Redis did not answer.
         """
-        _, _, parts = self._open()
-        return parts.runtime.new_engine().run_due()
+        return self._service().runtime.new_engine().run_due()
 
     @cached_property
     def blueprint(self) -> Blueprint:
@@ -324,7 +258,7 @@ class TaskFlow:
         """
         return make_blueprint(self, name=name, routes=routes, decorators=decorators)
 
-    def _open(self) -> tuple[Flask, _State, _Parts]:
+    def _service(self) -> Service:
         if not has_app_context():
             raise RuntimeError(
                 "Flask-TaskFlow works inside an app context: wrap the call in `with app.app_context():`"
@@ -334,72 +268,12 @@ class TaskFlow:
         if state is None:
             raise RuntimeError("this TaskFlow does not know the app: call taskflow.init_app(app) first")
         with state.lock:
-            if state.parts is None:
-                state.parts = _meet_redis(app, state, self._redis, self._channels, self._callbacks)
-        return app, state, state.parts
-
-    def _resend(self, task_id: str, method: str) -> Issued:
-        app, state, parts = self._open()
-        _check_id(task_id)
-        channel = self._channels.get(check_method(method))
-        if channel is None:
-            raise MethodNotAllowed(f"{method} has no strategy in this process")
-        _start_at_call(app, state, parts)
-        issued = parts.store.resend(
-            task_id,
-            parts.sender.new_code(task_id, channel.method),
-            keep=channel.derives and state.config.resend_policy == "same",
-        )
-        parts.sender.send(issued)
-        return issued
+            if state.service is None:
+                state.service = Service(
+                    app, state.config, state.keyring, self._redis, self._channels, self._callbacks
+                )
+        return state.service
 
     def _start_at_request(self, app: Flask, **_: Any) -> None:
         with app.app_context():
-            _start_lazily(*self._open())
-
-
-def _meet_redis(
-    app: Flask,
-    state: _State,
-    given: object,
-    channels: Mapping[str, Channel],
-    callbacks: Mapping[str, Mapping[str, Callback]],
-) -> _Parts:
-    config, keyring = state.config, state.keyring
-    connector = Connector(config, given, app.instance_path)
-    keys = Keys(config.key_prefix, connector.database)
-    store = TaskStore(connector.client(), keys, config, keyring)
-    sender = Sender(app, config, keyring, store, channels)
-    runtime = Runtime(app, config, callbacks, keyring, connector, keys, store)
-    return _Parts(keys, store, sender, runtime)
-
-
-def _names(keys: Keys, callbacks: Mapping[str, Mapping[str, Callback]], task_id: str) -> list[str]:
-    tag = tag_of(task_id)
-    served = [queue for queue in list(callbacks) if keys.tag(queue) == tag]
-    return [name for queue in served for name in callbacks[queue]]
-
-
-def _start_at_call(app: Flask, state: _State, parts: _Parts) -> None:
-    # A one-off command ends soon: it must not claim callbacks.
-    if click.get_current_context(silent=True) is None:
-        _start_lazily(app, state, parts)
-
-
-def _start_lazily(app: Flask, state: _State, parts: _Parts) -> None:
-    wanted = state.config.autostart and not state.config.eager and not app.testing
-    if wanted and not parts.runtime.started:
-        parts.runtime.start()
-
-
-def _check_id(task_id: object) -> None:
-    if not isinstance(task_id, str) or not TASK_ID.fullmatch(task_id):
-        raise TaskNotFound("there is no such task")
-
-
-def _run_eagerly(runtime: Runtime, task_id: str) -> None:
-    try:
-        runtime.announcer.announce(task_id)
-        runtime.new_engine().run_due()
-    except RedisError as error:
-        logger.warning("TASKFLOW_EAGER: the bell of task %s is lost: %s", task_id, error)
+            self._service().start_lazily()

@@ -11,10 +11,11 @@ import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ._callbacks import Callback, Engine
+from ._callbacks import Callback
 from ._config import Config
 from ._connect import Connector
 from ._deliveries import DeliveryStore
+from ._engine import Engine
 from ._listener import Announcer, Listener
 from ._otp import Keyring
 from ._store import Keys, TaskStore, tag_of

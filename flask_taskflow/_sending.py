@@ -97,7 +97,7 @@ class Sender:
         finally:
             otp = None
         address = task.recipient.masked().get(channel.address_field or "", "")
-        audited = {"queue": task.queue, "method": code.method, "address": address}
+        audited: dict[str, Any] = {"queue": task.queue, "method": code.method, "address": address}
         if problem is not None:
             record("send_failed", task.id, level=logging.WARNING, cause=problem, **audited)
             logger.error(

@@ -107,10 +107,10 @@ def _resend_view(taskflow: TaskFlow) -> Callable[..., Any]:
     def resend(task_id: str) -> tuple[Response, int]:
         body = _body(ResendRequest())
         try:
-            seconds = taskflow._resend(task_id, body["method"]).resend_after
+            seconds = taskflow._service().resend(task_id, body["method"]).resend_after
         except OTPRejected:
             # Whether there is such a task is nobody's business.
-            seconds = taskflow._open()[1].config.resend_cooldown
+            seconds = taskflow._service().config.resend_cooldown
         return jsonify(Accepted().dump({"resend_after": math.ceil(seconds)})), 202
 
     return resend

@@ -64,14 +64,14 @@ def travel(seconds: float | timedelta) -> None:
     :param seconds: how far, forwards.
     """
     extension = current_app.extensions["taskflow"]
-    _, _, parts = extension._open()
-    client = parts.store.client
+    service = extension._service()
+    client = service.client
     shift = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
     scripts = Scripts(client, "prelude", "limits")
-    prefix = f"{parts.keys.prefix}:{{{parts.keys.prefix}."
+    prefix = f"{service.keys.prefix}:{{{service.keys.prefix}."
     for key in list(client.scan_iter(match=f"{_literal(prefix)}*", count=1000)):
         scripts.run("travel", [key.decode()], int(shift * 1000))
-    parts.runtime.wake()
+    service.runtime.wake()
 
 
 def _literal(text: str) -> str:

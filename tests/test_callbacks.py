@@ -234,7 +234,7 @@ def test_callback_of_another_process_waits_for_one_that_has_it(
     other_app = make_app(other)
     with other_app.app_context():
         other.run_due()
-        other._open()[2].runtime.new_engine()._tidy()
+        other._service().runtime.new_engine()._tidy()
 
     with make_app().app_context():
         task = verified()
@@ -301,7 +301,7 @@ def test_lost_lease_runs_again_then_waits_then_is_dead(
     app = make_app(max_lost=2)
     with app.app_context(), callback_dead.connected_to(on_dead):
         task = verified()
-        store = taskflow._open()[2].runtime.new_engine()._store
+        store = taskflow._service().runtime.new_engine()._store
         lost = []
         for pause in (30.1, 30.1, 30.1, 30.1):
             lost += [
@@ -324,7 +324,7 @@ def test_reports_hold_only_for_the_newest_token(
 
     with make_app().app_context():
         verified()
-        store = taskflow._open()[2].runtime.new_engine()._store
+        store = taskflow._service().runtime.new_engine()._store
         (first,) = store.claim("q", ["work"], 1).deliveries
         travel(31)
         (second,) = store.claim("q", ["work"], 1).deliveries
@@ -346,7 +346,7 @@ def test_late_ack_counts_while_nobody_has_claimed_again(
 
     with make_app().app_context():
         verified()
-        store = taskflow._open()[2].runtime.new_engine()._store
+        store = taskflow._service().runtime.new_engine()._store
         (item,) = store.claim("q", ["work"], 1).deliveries
         failed = store.fail(item, 60, "timed out")
         again = store.fail(item, 60, "timed out")
@@ -367,7 +367,7 @@ def test_released_delivery_runs_again_and_counts_nothing(
 
     with make_app().app_context():
         verified()
-        store = taskflow._open()[2].runtime.new_engine()._store
+        store = taskflow._service().runtime.new_engine()._store
         (item,) = store.claim("q", ["work"], 1).deliveries
         released = store.release(item)
         taskflow.run_due()
@@ -404,7 +404,7 @@ def test_more_due_than_one_call_may_move_keeps_the_order(
             redis.hset(body, identity, stored)
             redis.zadd(delay, {f"{number:016x}:{identity}": due})
         travel(6)
-        store = taskflow._open()[2].runtime.new_engine()._store
+        store = taskflow._service().runtime.new_engine()._store
         first, second = store.claim("q", ["work"], 16), store.claim("q", ["work"], 16)
 
     assert (first.again, first.deliveries) == (True, [])
@@ -423,7 +423,7 @@ def test_old_dead_letters_are_forgotten(
     with make_app(dead_retention=3600).app_context():
         verified()
         taskflow.run_due()
-        engine = taskflow._open()[2].runtime.new_engine()
+        engine = taskflow._service().runtime.new_engine()
         travel(3599)
         engine._tidy()
         kept = keys_of(redis, "dead")

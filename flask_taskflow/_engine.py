@@ -1,0 +1,250 @@
+"""The engine: claim deliveries, keep their leases, watch the time.
+
+Each attempt runs in a thread of its own, at most ``CALLBACK_THREADS`` at a time; one scheduler thread
+claims, keeps leases alive and watches the time. An attempt past its timeout is written off: it counts as
+failed and gives its place free, while its thread may still report a late success.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from redis import RedisError
+
+from ._callbacks import Attempt, Callback, Runner
+from ._config import Config
+from ._deliveries import Claimed, DeliveryStore
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+logger = logging.getLogger(__name__)
+
+_HEARTBEAT = 1.0
+_EMPTY_PAUSE = 0.02
+_HOUSEKEEPING = 30.0
+_RETRY_MAX = 5.0
+
+
+class Engine:
+    """Run the callbacks of one app in one process.
+
+    :param app: whose context callbacks run in.
+    :param store: the engine's steps.
+    :param callbacks: queue -> name -> callback, read anew at each turn.
+    :param config: threads, lease, poll and backoff.
+    """
+
+    def __init__(
+        self,
+        app: Flask,
+        store: DeliveryStore,
+        callbacks: Mapping[str, Mapping[str, Callback]],
+        config: Config,
+    ) -> None:
+        self._app = app
+        self._store = store
+        self._runner = Runner(app, store, config)
+        self._callbacks = callbacks
+        self._config = config
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._draining = threading.Event()
+        self._stopped = threading.Event()
+        self._idle = threading.Condition(self._lock)
+        self._attempts: set[Attempt] = set()
+        self._thread: threading.Thread | None = None
+        self._asked = threading.Event()
+        self._claim_at = self._pause_until = self._reap_at = 0.0
+        self._beat_at = self._tidy_at = 0.0
+        self._errors = 0
+
+    def start(self) -> None:
+        """Start the scheduler thread."""
+        self._thread = threading.Thread(target=self._run, name="taskflow-callbacks", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Claim at once: something may be due."""
+        self._asked.set()
+        self._wake.set()
+
+    def stop(self, timeout: float) -> None:
+        """Claim nothing more, wait for what runs, at most ``timeout`` seconds."""
+        self._draining.set()
+        self._wake.set()
+        with self._idle:
+            self._idle.wait_for(lambda: not self._running(), timeout)
+        self._stopped.set()
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(self._config.redis_timeout + 1)
+
+    def run_due(self) -> int:
+        """Run what is due in this thread, most urgent first; return the number of attempts."""
+        count = 0
+        for queue in list(self._callbacks):
+            while True:
+                names = sorted(self._callbacks[queue])
+                claim = self._store.claim(queue, names, 1)
+                self._mourn(claim.dead)
+                for item in claim.deliveries:
+                    attempt = Attempt(item, self._callbacks[queue][item.callback])
+                    self._runner.run(attempt, _once)
+                    count += 1
+                if not claim.deliveries and not claim.again:
+                    break
+        return count
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                wait = self._turn()
+                if self._errors:
+                    logger.info("Redis answers again: callbacks go on.")
+                self._errors = 0
+            except RedisError as error:
+                wait = self._trouble(error)
+            except Exception:
+                logger.exception("The callback scheduler failed; it goes on.")
+                wait = _HEARTBEAT
+            self._wake.wait(wait)
+            self._wake.clear()
+
+    def _trouble(self, error: RedisError) -> float:
+        self._errors += 1
+        wait: float = min(_RETRY_MAX, 0.1 * 2 ** min(self._errors, 10)) * secrets.SystemRandom().uniform(
+            0.5, 1
+        )
+        if self._errors == 1:
+            logger.warning("Callbacks wait for Redis: %s: %s", type(error).__name__, error)
+        # Living owners could not renew their leases either: give them one heartbeat first.
+        self._reap_at = time.monotonic() + wait + _HEARTBEAT
+        self._beat_at = 0.0
+        self._asked.set()
+        return wait
+
+    def _turn(self) -> float:
+        now = time.monotonic()
+        self._watch(now)
+        running = self._running()
+        if running and now >= self._beat_at:
+            self._beat(running)
+            self._beat_at = now + min(_HEARTBEAT, self._config.lease / 3)
+        if now >= self._tidy_at:
+            self._tidy_at = now + (0.0 if self._tidy() else _HOUSEKEEPING)
+        if self._draining.is_set():
+            return _HEARTBEAT / 4
+        if self._asked.is_set() or now >= self._claim_at:
+            if now < self._pause_until:
+                return self._pause_until - now
+            self._asked.clear()
+            self._claim_at = time.monotonic() + self._claim()
+        soonest = min(self._claim_at, self._tidy_at)
+        if self._running():
+            soonest = min(soonest, self._beat_at)
+        return max(soonest - time.monotonic(), 0.0)
+
+    def _claim(self) -> float:
+        wait = self._config.poll
+        reap = time.monotonic() >= self._reap_at
+        for queue in list(self._callbacks):
+            free = self._free()
+            if free < 1:
+                # The end of an attempt wakes the scheduler.
+                return wait
+            names = sorted(self._callbacks[queue])
+            claim = self._store.claim(queue, names, free, reap=reap)
+            self._mourn(claim.dead)
+            for item in claim.deliveries:
+                self._begin(Attempt(item, self._callbacks[queue][item.callback]))
+            if claim.again or claim.deliveries:
+                wait = 0.0
+            elif claim.wait is not None:
+                wait = min(wait, claim.wait)
+        if wait:
+            self._pause_until = time.monotonic() + _EMPTY_PAUSE
+        return wait
+
+    def _free(self) -> int:
+        # Threads that were written off may never end: at most as many of them as of the others.
+        threads = self._config.callback_threads
+        return min(threads - len(self._running()), 2 * threads - len(self._attempts))
+
+    def _tidy(self) -> bool:
+        more = False
+        for queue in list(self._callbacks):
+            names = sorted(self._callbacks[queue])
+            self._store.register(queue, names)
+            more |= self._store.trim(queue, names)
+        return more
+
+    def _beat(self, running: list[Attempt]) -> None:
+        for queue in {attempt.item.queue for attempt in running}:
+            items = [attempt.item for attempt in running if attempt.item.queue == queue]
+            for item in self._store.extend(queue, items):
+                logger.warning(
+                    "The lease of %s on task %s was lost: it may run twice.",
+                    item.callback,
+                    item.task_id,
+                )
+
+    def _running(self) -> list[Attempt]:
+        return [attempt for attempt in list(self._attempts) if not attempt.written_off]
+
+    def _watch(self, now: float) -> None:
+        for attempt in self._running():
+            age, item = now - attempt.started, attempt.item
+            if age >= attempt.timeout:
+                error = TimeoutError(f"timed out after {attempt.timeout:g} s")
+                with self._app.app_context():
+                    self._runner.fail(attempt, error, _once)
+                attempt.written_off = True
+                self._asked.set()
+            elif age >= attempt.timeout / 2 and not attempt.warned:
+                attempt.warned = True
+                logger.warning(
+                    "Callback %s on task %s has used half of its %g s.",
+                    item.callback,
+                    item.task_id,
+                    attempt.timeout,
+                )
+
+    def _begin(self, attempt: Attempt) -> None:
+        self._attempts.add(attempt)
+        name = f"taskflow-{attempt.item.callback}"
+        threading.Thread(target=self._work, args=(attempt,), name=name, daemon=True).start()
+
+    def _work(self, attempt: Attempt) -> None:
+        try:
+            self._runner.run(attempt, self._until_stopped)
+        except Exception:
+            logger.exception("An attempt of callback %s could not be ended.", attempt.item.callback)
+        finally:
+            with self._idle:
+                self._attempts.discard(attempt)
+                self._idle.notify_all()
+            self.wake()
+
+    def _mourn(self, dead: Sequence[Claimed]) -> None:
+        for item in dead:
+            self._runner.mourn(Attempt(item, self._callbacks[item.queue][item.callback]))
+
+    def _until_stopped(self, report: Callable[[], bool]) -> bool:
+        wait = 0.1
+        while True:
+            try:
+                return report()
+            except RedisError:
+                if self._stopped.wait(wait):
+                    raise
+                wait = min(2 * wait, _RETRY_MAX)
+
+
+def _once(report: Callable[[], bool]) -> bool:
+    return report()
