@@ -68,7 +68,7 @@ class Sender:
         :raises SendFailed: if a strategy raised; its codes are disarmed, the others stay valid.
         """
         task = issued.task
-        failed = [code for code in issued.codes if not self._send(task, code)]
+        failed = [code for code in (self._send(task, code) for code in issued.codes) if code is not None]
         if not failed:
             return
         try:
@@ -83,13 +83,16 @@ class Sender:
             methods=methods,
         )
 
-    def _send(self, task: Task[Any], code: Code) -> bool:
+    def _send(self, task: Task[Any], code: Code) -> Code | None:
+        """Send a code; return what is in force now if that failed."""
         channel = self._channels[code.method]
-        problem = None
+        problem = otp = None
         try:
             otp = self._otp(task, code, channel)
             if otp is None:
-                return True
+                otp, code = self._new_otp(task, code, channel)
+            if otp is None:
+                return None
             channel.strategy.send(task, otp)
         except Exception as error:
             # The error's text and frames may hold the code: only its class may be told.
@@ -108,23 +111,26 @@ class Sender:
                 problem,
                 type(channel.strategy).__qualname__,
             )
-            return False
+            return code
         record("code_sent", task.id, **audited)
         signals.emit(signals.otp_sent, self._app, task=task, method=code.method)
-        return True
+        return None
 
     def _otp(self, task: Task[Any], code: Code, channel: Channel) -> OTP | None:
-        """Return the code to send, or ``None`` if a later send took its place already."""
+        """Return the code to send, or ``None`` if it cannot be derived again."""
+        if not channel.derives:
+            return None
+        return self._keyring.recover(task.id, code.method, code.nonce, code.digest, length=self._length)
+
+    def _new_otp(self, task: Task[Any], code: Code, channel: Channel) -> tuple[OTP | None, Code]:
+        """Put a new code in the place of one; no OTP if a later send took that place already."""
         if channel.derives:
-            otp = self._keyring.recover(task.id, code.method, code.nonce, code.digest, length=self._length)
-            if otp is not None:
-                return otp
             new = self.new_code(task.id, code.method)
             otp = self._keyring.code(task.id, code.method, new.nonce, length=self._length)
         else:
             otp = self._generated(task, channel)
             new = Code(code.method, new_nonce(), self._keyring.digest(task.id, code.method, otp))
-        return otp if self._store.rotate(task.id, code, new) else None
+        return (otp, new) if self._store.rotate(task.id, code, new) else (None, code)
 
     def _generated(self, task: Task[Any], channel: Channel) -> OTP:
         text = channel.strategy.generate(task)
