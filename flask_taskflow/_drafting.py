@@ -85,7 +85,7 @@ def _methods(
     for method in allowed:
         if method not in channels:
             raise InvalidTask(
-                f"{method} has no strategy: register one with @taskflow.register_strategy({method!r:s})"
+                f"{method} has no strategy: register one with @taskflow.register_strategy({str(method)!r})"
             )
     reached = [method for method in allowed if channels[method].reaches(recipient)]
     if not reached:

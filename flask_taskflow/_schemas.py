@@ -8,10 +8,12 @@ from typing import Any
 from marshmallow import Schema, ValidationError, fields, validate
 
 from ._otp import TYPED_MAX
-from ._task import METHOD
+from ._task import METHOD, shown
 from .errors import InvalidTask
 
 SUMMARY_MAX = 200
+#: Python reads JSON recursively: what one process could just write, a deeper stack could not read.
+_DEPTH_MAX = 100
 
 
 def dump_data(data: object, *, maximum: int) -> str:
@@ -22,12 +24,11 @@ def dump_data(data: object, *, maximum: int) -> str:
     :raises InvalidTask: if it is no such value or too large.
     """
     try:
-        _check_keys(data)
+        _check_nested(data)
         text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
         size = len(text.encode())
-    except (TypeError, ValueError, RecursionError) as error:
-        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
-        raise InvalidTask(f"data must be a JSON value: {reason:.200}") from None
+    except (TypeError, ValueError) as error:
+        raise InvalidTask(f"data must be a JSON value: {error!s:.200}") from None
     if size > maximum:
         raise InvalidTask(
             f"data takes {size} bytes, more than TASKFLOW_MAX_DATA_SIZE = {maximum}: store it "
@@ -36,15 +37,17 @@ def dump_data(data: object, *, maximum: int) -> str:
     return text
 
 
-def _check_keys(value: object) -> None:
+def _check_nested(value: object, depth: int = 0) -> None:
+    if depth > _DEPTH_MAX:
+        raise ValueError(f"it is nested deeper than {_DEPTH_MAX} levels")
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise TypeError(f"the key {key!r} is not a string")
-            _check_keys(item)
+                raise TypeError(f"the key {shown(key)} is not a string")
+            _check_nested(item, depth + 1)
     elif isinstance(value, list | tuple):
         for item in value:
-            _check_keys(item)
+            _check_nested(item, depth + 1)
 
 
 def dump_fixed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -109,7 +110,7 @@ def check_name(value: object, what: str) -> str:
     """
     if isinstance(value, str) and NAME.fullmatch(value):
         return value
-    raise InvalidTask(f"{what} must match {NAME.pattern}, not {value!r:.100}")
+    raise InvalidTask(f"{what} must match {NAME.pattern}, not {shown(value)}")
 
 
 def check_method(value: object) -> str:
@@ -119,7 +120,7 @@ def check_method(value: object) -> str:
     """
     if isinstance(value, str) and METHOD.fullmatch(value):
         return Method(value) if value in Method.__members__ else str(value)
-    raise InvalidTask(f"a method must match {METHOD.pattern}, not {value!r:.100}")
+    raise InvalidTask(f"a method must match {METHOD.pattern}, not {shown(value)}")
 
 
 def check_methods(values: object, what: str) -> tuple[str, ...]:
@@ -130,7 +131,7 @@ def check_methods(values: object, what: str) -> tuple[str, ...]:
     :raises InvalidTask: for anything else.
     """
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise InvalidTask(f"{what} must be a list of methods, not {values!r:.100}")
+        raise InvalidTask(f"{what} must be a list of methods, not {shown(values)}")
     methods = tuple(dict.fromkeys(check_method(value) for value in values))
     if not methods:
         raise InvalidTask(f"{what} must name at least one method")
@@ -144,7 +145,7 @@ def check_priority(value: object) -> int:
     """
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= PRIORITY_LIMIT:
         return int(value)
-    raise InvalidTask(f"priority must be an integer within ±2^31, not {value!r:.100}")
+    raise InvalidTask(f"priority must be an integer within ±2^31, not {shown(value)}")
 
 
 def in_seconds(value: object) -> float | None:
@@ -152,8 +153,18 @@ def in_seconds(value: object) -> float | None:
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        # No float holds 10**400: as a duration it is as unusable as infinity.
+        return float(value) if abs(value) < 10**18 else math.inf
     return None
+
+
+def shown(value: object) -> str:
+    """Return the start of a value's ``repr``, for messages about it."""
+    try:
+        return f"{value!r:.100}"
+    except ValueError:
+        # An integer of over 4,300 digits has no repr.
+        return f"a value of type {type(value).__name__}"
 
 
 def check_seconds(value: object, what: str, *, maximum: float) -> float:
@@ -167,7 +178,7 @@ def check_seconds(value: object, what: str, *, maximum: float) -> float:
     seconds = in_seconds(value)
     if seconds is not None and 0.001 <= seconds <= maximum:
         return seconds
-    raise InvalidTask(f"{what} must be 0.001 to {maximum:.0f} seconds, not {value!r:.100}")
+    raise InvalidTask(f"{what} must be 0.001 to {maximum:.0f} seconds, not {shown(value)}")
 
 
 def check_recipient(value: object) -> Recipient:
@@ -182,7 +193,7 @@ def check_recipient(value: object) -> Recipient:
         raise InvalidTask(f"recipient must be a mapping or a Recipient, not {type(value).__name__}")
     known = {item.name for item in fields(Recipient)}
     if unknown := [name for name in value if name not in known]:
-        raise InvalidTask(f"recipient has no field {unknown[0]!r:.100}; it has {sorted(known)}")
+        raise InvalidTask(f"recipient has no field {shown(unknown[0])}; it has {sorted(known)}")
     given: dict[str, Any] = {name: item for name, item in value.items() if item is not None}
     return Recipient(**{name: _check_address(name, item) for name, item in given.items()})
 
