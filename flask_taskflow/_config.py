@@ -9,7 +9,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
-from ._task import TTL_MAX, in_seconds
+from redis import Connection, RedisError
+from redis.connection import parse_url
+
+from ._task import TTL_MAX, in_seconds, shown
 from .errors import ConfigError
 
 PREFIX = "TASKFLOW_"
@@ -45,7 +48,7 @@ def _integer(minimum: int, maximum: int) -> _Parser:
 def _boolean(value: object) -> bool:
     if isinstance(value, bool):
         return value
-    raise ValueError("use True or False")
+    raise ValueError("use True or False (in the environment true or false)")
 
 
 def _policy(value: object) -> str:
@@ -68,9 +71,22 @@ def _url(value: object) -> str:
         except ValueError:
             raise ValueError("its host or port cannot be read; quote special characters") from None
         numbered = parts.scheme not in ("redis", "rediss") or _DATABASE.fullmatch(parts.path)
-        if parts.scheme in _SCHEMES and port != 0 and numbered:
+        if parts.scheme in _SCHEMES and port != 0 and numbered and not parts.fragment:
+            _check_options(value, parts.scheme)
             return value
     raise ValueError("use redis://, rediss:// or unix:// as redis-py reads them, or embedded://")
+
+
+def _check_options(url: str, scheme: str) -> None:
+    try:
+        settings = parse_url(url) if scheme != "embedded" else {}
+        for name in ("max_connections", "timeout"):
+            settings.pop(name, None)
+        # This opens no connection; it fails for an unknown option.
+        settings.pop("connection_class", Connection)(**settings)
+    except (ValueError, TypeError, RedisError):
+        # The text of these errors may quote the URL, and with it a password.
+        raise ValueError("an option after its '?' is unknown or has a bad value") from None
 
 
 def _key(default: Any, parse: _Parser, *, shown: bool = True) -> Any:
@@ -153,8 +169,8 @@ def _parsed(key: str, value: object, parse: _Parser) -> Any:
     try:
         return parse(value)
     except ValueError as error:
-        shown = "" if parse is _url else f" = {value!r:.100}"
-        raise ConfigError(f"{key}{shown} cannot be used: {error}") from None
+        given = "" if parse is _url else f" = {shown(value)}"
+        raise ConfigError(f"{key}{given} cannot be used: {error}") from None
 
 
 def _similar(key: str, known: Mapping[str, Any]) -> str:
@@ -169,7 +185,10 @@ def read_secrets(mapping: Mapping[str, Any], *, lenient: bool) -> tuple[list[byt
     :param lenient: whether a short key is only worth a warning (in debug or testing).
     :raises ConfigError: if there is none, one of another type, or (unless lenient) a short one.
     """
-    keys = [mapping.get("SECRET_KEY"), *(mapping.get("SECRET_KEY_FALLBACKS") or [])]
+    fallbacks = mapping.get("SECRET_KEY_FALLBACKS") or []
+    if not isinstance(fallbacks, list | tuple):
+        raise ConfigError("SECRET_KEY_FALLBACKS must be a list of keys, the newest first")
+    keys = [mapping.get("SECRET_KEY"), *fallbacks]
     if not keys[0]:
         raise ConfigError("SECRET_KEY is not set: codes are derived from it; set 16 random bytes or more")
     if not all(isinstance(key, str | bytes) and key for key in keys):
