@@ -107,22 +107,22 @@ def _mac(key: bytes, *parts: str | bytes) -> bytes:
 
 
 def read_code(typed: object, pattern: re.Pattern[str]) -> OTP:
-    """Return the code that a person meant: without spaces and hyphens, in ASCII digits.
+    """Return the code that a person meant: in ASCII digits, and without spaces and hyphens.
 
     :param typed: what came in, of any type.
-    :param pattern: what a code of the method looks like; text that matches as it is stays as it is.
+    :param pattern: what a code of the method looks like; spaces and hyphens that it has a place for stay.
     :raises InvalidCode: if it cannot be a code.
     """
     if isinstance(typed, str) and len(typed) <= TYPED_MAX:
-        for text in (typed.strip(), _plain_digits(typed)):
+        digits = "".join(str(unicodedata.decimal(c, c)) for c in typed.strip())
+        for text in (digits, _without_gaps(digits)):
             if text.isprintable() and pattern.fullmatch(text):
                 return OTP(text)
     raise InvalidCode("this cannot be a code: type the code as it was sent")
 
 
-def _plain_digits(typed: str) -> str:
-    kept = (c for c in typed if not c.isspace() and unicodedata.category(c) not in ("Pd", "Cf"))
-    return "".join(str(unicodedata.decimal(c, c)) for c in kept)
+def _without_gaps(text: str) -> str:
+    return "".join(c for c in text if not c.isspace() and unicodedata.category(c) not in ("Pd", "Cf"))
 
 
 def mask(address: str) -> str:
