@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from flask import current_app
 from redis import Redis, RedisError
@@ -18,6 +19,7 @@ from redis import Redis, RedisError
 from ._embedded import find_binary
 from ._extension import TaskFlow
 from ._store import Scripts
+from ._task import Task
 from .strategies import Channel, Message, OutboxStrategy
 
 _START_WITHIN = 10.0
@@ -38,6 +40,22 @@ class Outbox(list[Message]):
         raise LookupError(f"no code was sent to {address}; codes were sent to {known}")
 
 
+class _Kept(OutboxStrategy):
+    """Stand in for a strategy: the same address, the same kind of codes."""
+
+    def __init__(self, channel: Channel, messages: list[Message]) -> None:
+        super().__init__(channel.address_field, messages=messages)
+        self.code_pattern = channel.strategy.code_pattern
+        self._strategy = channel.strategy
+
+
+class _KeptWithItsCodes(_Kept):
+    """Stand in for a strategy that makes its own codes."""
+
+    def generate(self, task: Task[Any]) -> str:
+        return self._strategy.generate(task)
+
+
 @contextmanager
 def outbox(taskflow: TaskFlow) -> Iterator[Outbox]:
     """Keep what every registered strategy of an extension would send, instead of sending it.
@@ -47,8 +65,8 @@ def outbox(taskflow: TaskFlow) -> Iterator[Outbox]:
     box = Outbox()
     before = dict(taskflow._channels)
     for method, channel in before.items():
-        kept = OutboxStrategy(channel.address_field, messages=box)
-        taskflow._channels[method] = Channel(method, kept)
+        kept = _Kept if channel.derives else _KeptWithItsCodes
+        taskflow._channels[method] = Channel(method, kept(channel, box))
     try:
         yield box
     finally:
@@ -86,20 +104,26 @@ def redis_server(*options: str, binary: str | None = None, port: bool = False) -
     :param binary: a Redis or Valkey server, default the one of the extra ``[embedded]``.
     :param port: listen on a free TCP port instead of a Unix socket.
     :raises RuntimeError: if it does not come up; the message holds its log.
+    :raises OSError: if there is no such binary.
     """
     directory = Path(tempfile.mkdtemp(prefix="taskflow-"))
     number = _free_port() if port else 0
     path = directory / "redis.sock"
     command = [binary or str(find_binary()), "--port", str(number), "--bind", "127.0.0.1"]
     command += ["--unixsocket", str(path), "--dir", str(directory), "--save", ""]
-    command += ["--logfile", str(directory / "log"), *options]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    command += options
+    log = directory / "log"
     try:
-        _wait_until_up(process, path, directory / "log")
-        yield f"redis://127.0.0.1:{number}/0" if port else f"unix://{path}"
+        # A server that does not like its options says so on the standard error, before any log file.
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        try:
+            _wait_until_up(process, path, log)
+            yield f"redis://127.0.0.1:{number}/0" if port else f"unix://{path}"
+        finally:
+            process.kill()
+            process.wait()
     finally:
-        process.kill()
-        process.wait()
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -114,7 +138,7 @@ def _wait_until_up(process: subprocess.Popen[bytes], path: Path, log: Path) -> N
             time.sleep(0.01)
     finally:
         client.close()
-    text = log.read_text("utf-8", "replace") if log.exists() else ""
+    text = log.read_text("utf-8", "replace")
     raise RuntimeError(f"{process.args!r} did not come up:\n{text[-2000:]}")
 
 
