@@ -202,7 +202,7 @@ def test_readme_app_when_code_is_typed_runs_its_callback(
         succeeded.set()
 
     with callback_succeeded.connected_to(on_succeeded, app):
-        added = client.post("/transfers", json={"amount": 120, "email": "you@example.com"})
+        added = client.post("/transfers", json={"amount": 120, "to": {"email": "you@example.com"}})
         code = re.search(r"code is (\d{6})", capsys.readouterr().out)
         assert code
         url = f"/taskflow/tasks/{added.get_json()['task']}/verify"
