@@ -75,6 +75,7 @@ def make_blueprint(
     """
     views = {"verify": _verify_view, "resend": _resend_view, "openapi": _openapi_view}
     blueprint = TaskFlowBlueprint(name, __name__)
+    decorators = tuple(decorators)
     for route in routes:
         if route not in views:
             raise ConfigError(f"create_blueprint() knows no route {route!r}; it has {sorted(views)}")
@@ -128,7 +129,11 @@ def _body(schema: VerifyRequest | ResendRequest) -> Mapping[str, Any]:
     if request.mimetype != "application/json":
         raise UnsupportedMediaType
     request.max_content_length = BODY_MAX
-    return read_body(schema, request.get_data())
+    raw = request.get_data()
+    if len(raw) > BODY_MAX:
+        # A hook of the app's read it before this limit was set.
+        raise RequestEntityTooLarge
+    return read_body(schema, raw)
 
 
 def _no_store(response: Response) -> Response:
