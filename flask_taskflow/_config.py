@@ -31,7 +31,7 @@ def _seconds(minimum: float, maximum: float = 365 * DAY, *, or_zero: bool = Fals
         if seconds is not None and (minimum <= seconds <= maximum or (or_zero and seconds == 0)):
             return seconds
         zero = "0 or " if or_zero else ""
-        raise ValueError(f"use {zero}{minimum:g} to {maximum:g} seconds, or a timedelta")
+        raise ValueError(f"use {zero}{minimum:.10g} to {maximum:.10g} seconds, or a timedelta")
 
     return parse
 
@@ -156,7 +156,7 @@ class Config:
                 )
             if self.otp_ttl > 600:
                 raise ConfigError(
-                    f"TASKFLOW_OTP_TTL = {self.otp_ttl:g} keeps codes alive too long: use 600 or less, "
+                    f"TASKFLOW_OTP_TTL = {self.otp_ttl:.10g} keeps codes alive too long: use 600 or less, "
                     "or set TASKFLOW_ALLOW_WEAK_CODES = True if you know why"
                 )
         if self.resend_cooldown > self.resend_cooldown_max:
