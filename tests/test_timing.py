@@ -1,0 +1,25 @@
+"""S19: the benchmarks that hold numbers, in their short form."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_benchmark(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
+
+
+@pytest.mark.parametrize("fsync", ["everysec", "always"])
+def test_wrong_code_takes_as_long_as_unknown_id(fsync: str) -> None:
+    """S19. The standard error of 300 pairs is 0.024: 0.1 is four of them, one false alarm in 30,000 runs."""
+    result = run_benchmark("timing", "--fsync", fsync, "--pairs", "300", "--within", "0.1")
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "300 pairs" in result.stdout
