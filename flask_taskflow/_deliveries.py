@@ -18,6 +18,8 @@ from .errors import TaskTampered
 logger = logging.getLogger(__name__)
 
 _KINDS = ("ready", "delay", "lease", "dead", "meta", "body", "error")
+#: The owner of a lease that has no channel of its own.
+NOBODY = "-"
 _CLAIM_MAX = 16
 _MOVES_MAX = 500
 _ERROR_MAX = 1024
@@ -53,12 +55,32 @@ class Claim:
     :param dead: what was lost too often and is a dead letter now.
     :param again: whether another claim should follow at once.
     :param wait: seconds to the next due item, or ``None``.
+    :param held: leases of the queue's callbacks, this process's included.
     """
 
     deliveries: Sequence[Claimed]
     dead: Sequence[Claimed]
     again: bool
     wait: float | None
+    held: int
+
+
+#: A lease whose process is gone: index of its callback, id, token, deadline.
+Suspect = tuple[str, str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a look for vanished processes answered.
+
+    :param suspects: leases without their process.
+    :param taken: how many seen before were taken over.
+    :param held: leases of the queue's callbacks.
+    """
+
+    suspects: Sequence[Suspect]
+    taken: int
+    held: int
 
 
 class DeliveryStore:
@@ -68,17 +90,14 @@ class DeliveryStore:
     :param keys: the names of keys.
     :param config: lease, limits and retention.
     :param keyring: checks seals.
-    :param owner: who leases, for the operator; no blanks.
     """
 
-    def __init__(self, client: Redis, keys: Keys, config: Config, keyring: Keyring, owner: str) -> None:
+    def __init__(self, client: Redis, keys: Keys, config: Config, keyring: Keyring) -> None:
         self._client = client
-        self._tasks = Scripts(client, "prelude", "handlers")
-        self._scripts = Scripts(client, "prelude", "deliveries")
+        self._scripts = Scripts(client)
         self._keys = keys
         self._config = config
         self._keyring = keyring
-        self._owner = owner
         self._listed: set[str] = set()
 
     def register(self, queue: str, names: Sequence[str]) -> None:
@@ -87,20 +106,23 @@ class DeliveryStore:
         if queue not in self._listed:
             self._client.hset(self._keys.queues, tag, queue)
             self._listed.add(queue)
-        self._tasks.run("register", self._keys.of(tag, "handlers"), len(names), *names)
+        self._scripts.run("register", self._keys.of(tag, "handlers"), len(names), *names)
 
-    def claim(self, queue: str, names: Sequence[str], most: int, *, reap: bool = True) -> Claim:
+    def claim(
+        self, queue: str, names: Sequence[str], most: int, *, owner: str = NOBODY, reap: bool = True
+    ) -> Claim:
         """Lease at most ``most`` deliveries, the smallest by (-priority, number) first.
 
         :param names: the callbacks that this process has.
+        :param owner: the present process's name; nobody's lease is not taken over early.
         :param reap: whether expired leases of others may be taken over.
         """
-        word, wait, dropped, *rows = self._scripts.run(
+        word, wait, dropped, held, *rows = self._scripts.run(
             "claim",
             [key for name in names for key in self._all(queue, name)],
             min(most, _CLAIM_MAX),
             int(self._config.lease * 1000),
-            self._owner,
+            owner,
             self._config.max_lost,
             int(self._config.lease * 1000),
             int(reap),
@@ -114,7 +136,28 @@ class DeliveryStore:
             dead=[item for item in claimed if not item.token],
             again=word == "again",
             wait=None if wait == b"-1" else int(wait) / 1000,
+            held=held,
         )
+
+    def look(self, queue: str, names: Sequence[str], owner: str, seen: Sequence[Suspect]) -> Look:
+        """Look for leases whose process is gone; take over those that were seen so before.
+
+        :param owner: the own name, left alone.
+        :param seen: what an earlier look answered.
+        """
+        _, held, taken, *rows = self._scripts.run(
+            "look",
+            [key for name in names for key in self._all(queue, name)],
+            self._keys.presence,
+            owner,
+            self._config.max_lost,
+            int(self._config.lease * 1000),
+            4 * len(seen),
+            *(part for suspect in seen for part in suspect),
+        )
+        words = [str(part if isinstance(part, int) else part.decode()) for part in rows]
+        suspects = list(zip(words[::4], words[1::4], words[2::4], words[3::4], strict=True))
+        return Look(suspects, taken, held)
 
     def extend(self, queue: str, running: Sequence[Claimed]) -> list[Claimed]:
         """Prolong leases; return those that are no longer ours."""

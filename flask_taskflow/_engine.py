@@ -8,17 +8,18 @@ failed and gives its place free, while its thread may still report a late succes
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from redis import RedisError
 
 from ._callbacks import Attempt, Callback, Runner
 from ._config import Config
-from ._deliveries import Claimed, DeliveryStore
+from ._deliveries import Claimed, DeliveryStore, Suspect
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -29,6 +30,20 @@ _HEARTBEAT = 1.0
 _EMPTY_PAUSE = 0.02
 _HOUSEKEEPING = 30.0
 _RETRY_MAX = 5.0
+_LOOK = 1.0
+_LOOK_AGAIN = 2.0
+
+
+class Presence(Protocol):
+    """What an engine must know of the listener beside it."""
+
+    @property
+    def present_owner(self) -> str:
+        """The name under which this process leases."""
+
+    @property
+    def may_look(self) -> bool:
+        """Whether this process can tell which others live."""
 
 
 class Engine:
@@ -38,6 +53,7 @@ class Engine:
     :param store: the engine's steps.
     :param callbacks: queue -> name -> callback, read anew at each turn.
     :param config: threads, lease, poll and backoff.
+    :param presence: tells whether this process and others can be seen to live.
     """
 
     def __init__(
@@ -46,7 +62,9 @@ class Engine:
         store: DeliveryStore,
         callbacks: Mapping[str, Mapping[str, Callback]],
         config: Config,
+        presence: Presence,
     ) -> None:
+        self._presence = presence
         self._app = app
         self._store = store
         self._runner = Runner(app, store, config)
@@ -62,6 +80,8 @@ class Engine:
         self._asked = threading.Event()
         self._claim_at = self._pause_until = self._reap_at = 0.0
         self._beat_at = self._tidy_at = 0.0
+        self._look_at = math.inf
+        self._suspects: dict[str, dict[Suspect, float]] = {}
         self._errors = 0
 
     def start(self) -> None:
@@ -145,7 +165,9 @@ class Engine:
                 return self._pause_until - now
             self._asked.clear()
             self._claim_at = time.monotonic() + self._claim()
-        soonest = min(self._claim_at, self._tidy_at)
+        if now >= self._look_at:
+            self._look()
+        soonest = min(self._claim_at, self._tidy_at, self._look_at)
         if self._running():
             soonest = min(soonest, self._beat_at)
         return max(soonest - time.monotonic(), 0.0)
@@ -159,10 +181,12 @@ class Engine:
                 # The end of an attempt wakes the scheduler.
                 return wait
             names = sorted(self._callbacks[queue])
-            claim = self._store.claim(queue, names, free, reap=reap)
+            owner = self._presence.present_owner
+            claim = self._store.claim(queue, names, free, owner=owner, reap=reap)
             self._mourn(claim.dead)
             for item in claim.deliveries:
                 self._begin(Attempt(item, self._callbacks[queue][item.callback]))
+            self._look_soon(queue, claim.held)
             if claim.again or claim.deliveries:
                 wait = 0.0
             elif claim.wait is not None:
@@ -170,6 +194,28 @@ class Engine:
         if wait:
             self._pause_until = time.monotonic() + _EMPTY_PAUSE
         return wait
+
+    def _look_soon(self, queue: str, held: int) -> None:
+        ours = sum(attempt.item.queue == queue for attempt in self._running())
+        if held > ours:
+            self._look_at = min(self._look_at, time.monotonic() + _LOOK)
+
+    def _look(self) -> None:
+        """Take over the leases of processes that vanished: seen so in two looks, not renewed between."""
+        self._look_at = math.inf
+        if not self._presence.may_look:
+            self._look_at = time.monotonic() + _LOOK
+            return
+        for queue in list(self._callbacks):
+            now, names = time.monotonic(), sorted(self._callbacks[queue])
+            before = self._suspects.get(queue, {})
+            old = [suspect for suspect, since in before.items() if now - since >= _LOOK_AGAIN]
+            look = self._store.look(queue, names, self._presence.present_owner, old)
+            self._suspects[queue] = {item: before.get(item, now) for item in look.suspects}
+            if look.taken:
+                logger.warning("Took over %d deliveries of a process that vanished.", look.taken)
+                self._asked.set()
+            self._look_soon(queue, look.held)
 
     def _free(self) -> int:
         # Threads that were written off may never end: at most as many of them as of the others.

@@ -267,9 +267,9 @@ class TaskFlow:
         state = self._states.get(app)
         if state is None:
             raise RuntimeError("this TaskFlow does not know the app: call taskflow.init_app(app) first")
-        with state.lock:
-            if state.service is None:
-                state.service = Service(
+        if state.service is None:
+            with state.lock:
+                state.service = state.service or Service(
                     app, state.config, state.keyring, self._redis, self._channels, self._callbacks
                 )
         return state.service

@@ -36,6 +36,7 @@ _PING = 10.0
 _PONG = 5.0
 _BACKOFF_MAX = 5.0
 _QUEUE_MAX = 1000
+_SETTLE = 10.0
 #: A bell older than this is a replay; younger tasks are remembered, so that each fires once.
 _FRESH = 600.0
 
@@ -88,6 +89,7 @@ class Listener:
 
     :param connector: makes a connection of its own.
     :param channel: where bells come in.
+    :param presence: a channel of this process's own; being subscribed to it shows that it lives.
     :param name: how ``CLIENT LIST`` calls the connection.
     :param announcer: what to do with a bell.
     :param wake: called at each bell with the task's id, and with nothing after each subscription.
@@ -97,12 +99,16 @@ class Listener:
         self,
         connector: Connector,
         channel: str,
+        presence: str,
         name: str,
         announcer: Announcer,
         wake: Callable[[str | None], None],
     ) -> None:
         self._connector = connector
         self._channel = channel
+        self._presence = presence
+        self._sessions = 0
+        self._since = 0.0
         self._name = name
         self._announcer = announcer
         self._wake = wake
@@ -124,6 +130,16 @@ class Listener:
     def wait_subscribed(self, timeout: float) -> bool:
         """Wait until the subscription is confirmed; false if that takes longer."""
         return self._subscribed.wait(timeout)
+
+    @property
+    def present(self) -> bool:
+        """Whether other processes can see that this one lives."""
+        return self._subscribed.is_set()
+
+    @property
+    def settled(self) -> bool:
+        """Whether others have had time to come back since this process lost them from sight, if it did."""
+        return self.present and (self._sessions == 1 or time.monotonic() - self._since >= _SETTLE)
 
     def stop(self, timeout: float) -> None:
         """End both threads, waiting at most ``timeout`` seconds for each."""
@@ -166,7 +182,7 @@ class Listener:
         client = self._connector.listener_client(self._name)
         pubsub = self._pubsub = client.pubsub()
         try:
-            pubsub.subscribe(self._channel)
+            pubsub.subscribe(self._presence, self._channel)
             ping_at, pong_by = time.monotonic() + _PING, float("inf")
             while not self._stopped.is_set():
                 now = time.monotonic()
@@ -187,8 +203,11 @@ class Listener:
 
     def _handle(self, message: dict[str, Any]) -> None:
         if message["type"] == "subscribe":
-            self._subscribed.set()
-            self._wake(None)
+            if message["channel"] == self._channel.encode():
+                self._sessions += 1
+                self._since = time.monotonic()
+                self._subscribed.set()
+                self._wake(None)
         elif message["type"] == "message":
             match = _BELL.fullmatch(message["data"])
             if match:

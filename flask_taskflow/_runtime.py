@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ._callbacks import Callback
 from ._config import Config
 from ._connect import Connector
-from ._deliveries import DeliveryStore
+from ._deliveries import NOBODY, DeliveryStore
 from ._engine import Engine
 from ._listener import Announcer, Listener
 from ._otp import Keyring
@@ -68,14 +68,26 @@ class Runtime:
         self.announcer = Announcer(self._app, self._store)
 
     @property
+    def present_owner(self) -> str:
+        """The name under which this process leases: its own once others can see that it lives."""
+        listener = self._listener
+        return self.owner if listener is not None and listener.present else NOBODY
+
+    @property
+    def may_look(self) -> bool:
+        """Whether this process can tell which others live."""
+        listener = self._listener
+        return listener is not None and listener.settled
+
+    @property
     def started(self) -> bool:
         """Whether the threads run."""
         return self._listener is not None
 
     def new_engine(self) -> Engine:
         """Return an engine that is not started."""
-        store = DeliveryStore(self._client, self._keys, self._config, self._keyring, self.owner)
-        return Engine(self._app, store, self._callbacks, self._config)
+        store = DeliveryStore(self._client, self._keys, self._config, self._keyring)
+        return Engine(self._app, store, self._callbacks, self._config, self)
 
     def start(self) -> None:
         """Start the threads unless they run; return once subscribed, or after a second."""
@@ -85,14 +97,15 @@ class Runtime:
                 self._listener = Listener(
                     self._connector,
                     self._keys.bell,
+                    self._keys.presence + self.owner,
                     f"taskflow-listener:{self.owner}",
                     self.announcer,
                     self.wake,
                 )
                 self._listener.start()
+                # What is claimed from here on bears this process's name.
+                self._listener.wait_subscribed(_SUBSCRIBE_WAIT)
                 self._engine.start()
-            listener = self._listener
-        listener.wait_subscribed(_SUBSCRIBE_WAIT)
 
     def wake(self, task_id: str | None = None) -> None:
         """Claim at once, unless a bell is for a queue that this process does not serve.

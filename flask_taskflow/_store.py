@@ -32,16 +32,16 @@ Fields = Mapping[str, str]
 
 
 class Scripts:
-    """The Lua steps of ``lua/``, each behind its shared parts, on one client.
+    """The Lua steps of ``lua/``, each behind what they share, on one client.
 
     :param client: answers bytes.
-    :param parts: the shared files that come before each step.
     """
 
-    def __init__(self, client: Redis, *parts: str) -> None:
-        folder = files(__package__) / "lua"
-        self._head = "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in parts)
-        self._folder = folder
+    _SHARED = ("prelude", "limits", "handlers", "deliveries", "outcomes")
+
+    def __init__(self, client: Redis) -> None:
+        self._folder = files(__package__) / "lua"
+        self._head = "\n".join(self._read(part) for part in self._SHARED)
         self._client = client
         self._scripts: dict[str, Any] = {}
 
@@ -53,10 +53,13 @@ class Scripts:
         """
         script = self._scripts.get(step)
         if script is None:
-            text = (self._folder / f"{step}.lua").read_text("utf-8")
-            script = self._scripts[step] = self._client.register_script(f"{self._head}\n{text}")
+            text = f"{self._head}\n{self._read(step)}"
+            script = self._scripts[step] = self._client.register_script(text)
         reply: list[Any] = script(keys=keys, args=args)
         return [reply[0].decode(), *reply[1:]]
+
+    def _read(self, name: str) -> str:
+        return (self._folder / f"{name}.lua").read_text("utf-8")
 
 
 class Keys:
@@ -70,6 +73,8 @@ class Keys:
         self.prefix = prefix
         self.queues = f"{prefix}:queues"
         self.bell = f"{prefix}:{database}:bell"
+        #: Followed by a process's name: the channel that shows that it lives.
+        self.presence = f"{prefix}:{database}:here:"
         self._tags: dict[str, str] = {}
 
     def tag(self, queue: str) -> str:
@@ -162,7 +167,7 @@ class TaskStore:
 
     def __init__(self, client: Redis, keys: Keys, config: Config, keyring: Keyring) -> None:
         self._client = client
-        self._scripts = Scripts(client, "prelude", "limits", "handlers")
+        self._scripts = Scripts(client)
         self._keys = keys
         self._config = config
         self._keyring = keyring

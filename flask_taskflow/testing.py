@@ -85,7 +85,7 @@ def travel(seconds: float | timedelta) -> None:
     service = extension._service()
     client = service.client
     shift = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
-    scripts = Scripts(client, "prelude", "limits")
+    scripts = Scripts(client)
     prefix = f"{service.keys.prefix}:{{{service.keys.prefix}."
     for key in list(client.scan_iter(match=f"{_literal(prefix)}*", count=1000)):
         scripts.run("travel", [key.decode()], int(shift * 1000))

@@ -314,3 +314,38 @@ def test_worker_without_a_callback_says_what_to_do(tmp_path: Path, server: str) 
 
     assert result.returncode == 1
     assert "this app has no callback: register one" in result.stderr
+
+
+def test_kill_with_default_settings_runs_it_elsewhere_within_five_seconds(
+    worker: Callable[..., subprocess.Popen[bytes]], verify: Callable[..., Task[Any]], redis: Any
+) -> None:
+    worker(), worker()
+    verify("wait")
+    first = next_event(redis, "callback")
+
+    os.kill(first["pid"], signal.SIGKILL)
+    killed = time.monotonic()
+    second = next_event(redis, "callback")
+    took = time.monotonic() - killed
+    redis.rpush("go", 1)
+
+    assert next_event(redis, "done")
+    assert second["pid"] != first["pid"]
+    assert took < 5
+
+
+def test_cut_subscriber_of_a_living_worker_doubles_nothing(
+    worker: Callable[..., subprocess.Popen[bytes]], verify: Callable[..., Task[Any]], redis: Any
+) -> None:
+    worker(), worker()
+    verify("wait")
+    next_event(redis, "callback")
+
+    for _ in range(5):
+        redis.client_kill_filter(_type="pubsub")
+        events = rest(redis, within=0.8)
+    redis.rpush("go", 1)
+
+    assert [event for event in events if event["event"] == "callback"] == []
+    assert next_event(redis, "done")
+    assert [item for item in rest(redis) if item["event"] == "callback"] == []

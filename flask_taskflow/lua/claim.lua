@@ -3,6 +3,7 @@
 -- ARGV: most deliveries, lease ms, owner, most losses, pause after a repeated loss ms,
 --       whether expired leases may be taken over (1 or 0), most moves a callback
 -- Returns: ok | again (more is due than one call may move), ms to the next due item or -1, dropped,
+--          number of leases,
 --          then for each delivery: index of its callback (from 0), id, token (0: lost too often and
 --          dead now), failures, lost, body
 
@@ -65,4 +66,6 @@ for k = 1, math.min(most, #heads) do
   end)
 end
 
-return { more and 'again' or 'ok', next_due(last, now), dropped, unpack(rows) }
+local held = 0
+for i = 0, last do held = held + redis.call('ZCARD', KEYS[7 * i + 3]) end
+return { more and 'again' or 'ok', next_due(last, now), dropped, held, unpack(rows) }

@@ -1,5 +1,4 @@
--- Shared by every step: the store puts it in front of each.
---
+-- Shared by every step: the store puts this and the other shared files in front of each.
 -- A task's hash has lower-case fields (fixed, seal, status, created, expires, ...), `address.<field>`,
 -- `seal.<field>`, `mac.<field>` for each address, and `<METHOD>.<what>` for each allowed method:
 --   field   recipient field it sends to, or empty    sends  messages so far
@@ -52,9 +51,7 @@ end
 
 -- Delete fields of a hash. Also the first write of steps that must work when memory is full: Redis
 -- refuses a script's first write only, and never HDEL.
-local function free(key, names)
-  redis.call('HDEL', key, '', unpack(names))
-end
+local function free(key, names) redis.call('HDEL', key, '', unpack(names)) end
 
 -- End a task: its codes go first, then the status; kept for `retention` ms.
 local function finish(task, pending, id, status, retention)

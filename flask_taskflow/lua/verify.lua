@@ -53,10 +53,14 @@ if word ~= 'right' then
   return { 'locked' }
 end
 
-if (redis.call('HGET', KEYS[5], '#epoch') or '') ~= epoch then
-  if not register(KEYS[5], names, now, true) then
-    return { 'resubscribe', registered(KEYS[5]) }
-  end
+-- Redis stops a script at a key of the wrong type: meet it before the first write.
+for i, command in ipairs({ 'ZCARD', 'HLEN', 'ZCARD' }) do redis.call(command, KEYS[i + 1]) end
+for i = 1, 3 * #names do redis.call(i % 3 == 1 and 'ZCARD' or 'HLEN', KEYS[7 + i]) end
+assert(tonumber(redis.call('GET', KEYS[6]) or 0), 'seq is no number')
+
+if (redis.call('HGET', KEYS[5], '#epoch') or '') ~= epoch
+  and not register(KEYS[5], names, now, true) then
+  return { 'resubscribe', registered(KEYS[5]) }
 end
 
 finish(KEYS[1], KEYS[2], id, 'SUCCESS', retention)
@@ -66,8 +70,7 @@ if mac then
   entry.failures, entry.failures_end = 0, 0
   write_recipient(KEYS[3], KEYS[4], mac, entry)
 end
-local task = redis.call('HGETALL', KEYS[1])
-local priority = redis.call('HGET', KEYS[1], 'priority')
+local task, priority = redis.call('HGETALL', KEYS[1]), redis.call('HGET', KEYS[1], 'priority')
 local body = pack(task)
 for i = 1, #names do
   enqueue(KEYS[6], KEYS[3 * i + 5], KEYS[3 * i + 6], KEYS[3 * i + 7], id, priority, body, now)
