@@ -15,7 +15,7 @@ from flask_taskflow._config import Config, read_secrets
 DAY = 86400
 KEY = "0123456789abcdef"
 
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "REDIS_URL": "redis://localhost:6379/0",
     "KEY_PREFIX": "taskflow",
     "REDIS_TIMEOUT": 2,
@@ -164,14 +164,14 @@ def test_flag_takes_only_true_and_false(name: str, value: object) -> None:
 @pytest.mark.parametrize("value", ["Same", "", None, 1, ["same"]])
 def test_resend_policy_is_one_of_two_words(value: object) -> None:
     assert read(RESEND_POLICY="rotate").resend_policy == "rotate"
-    with pytest.raises(ConfigError, match="TASKFLOW_RESEND_POLICY = .*use 'same' or 'rotate'"):
+    with pytest.raises(ConfigError, match=r"TASKFLOW_RESEND_POLICY = .*use 'same' or 'rotate'"):
         read(RESEND_POLICY=value)
 
 
 @pytest.mark.parametrize("value", ["", "a" * 65, "{a}", "a b", "a*", "a\n", "ä", 7, None])
 def test_key_prefix_when_malformed_is_refused(value: object) -> None:
     assert read(KEY_PREFIX="shop:task-flow_1.x").key_prefix == "shop:task-flow_1.x"
-    with pytest.raises(ConfigError, match="TASKFLOW_KEY_PREFIX = .*use 1 to 64 letters"):
+    with pytest.raises(ConfigError, match=r"TASKFLOW_KEY_PREFIX = .*use 1 to 64 letters"):
         read(KEY_PREFIX=value)
 
 
