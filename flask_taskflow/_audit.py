@@ -12,6 +12,8 @@ from typing import Any
 from flask import has_request_context, request
 
 logger = logging.getLogger("flask_taskflow.audit")
+# Where logging is not set up, Python would print the bare event names.
+logger.addHandler(logging.NullHandler())
 
 _USER_AGENT_MAX = 200
 

@@ -161,6 +161,11 @@ class Attempt:
         return self.item.task.timeout if self.item.task else math.inf
 
     @property
+    def look_at(self) -> float:
+        """When its time must be looked at next, by the monotonic clock."""
+        return self.started + (self.timeout if self.warned else self.timeout / 2)
+
+    @property
     def delivery(self) -> Delivery:
         """What ``current_delivery`` shows."""
         item = self.item

@@ -169,7 +169,7 @@ class Engine:
             self._look()
         soonest = min(self._claim_at, self._tidy_at, self._look_at)
         if self._running():
-            soonest = min(soonest, self._beat_at)
+            soonest = min(soonest, self._beat_at, *(attempt.look_at for attempt in self._running()))
         return max(soonest - time.monotonic(), 0.0)
 
     def _claim(self) -> float:

@@ -101,7 +101,7 @@ class Keyring:
 def _mac(key: bytes, *parts: str | bytes) -> bytes:
     message = b""
     for part in parts:
-        raw = part.encode() if isinstance(part, str) else part
+        raw = part.encode(errors="surrogatepass") if isinstance(part, str) else part
         message += len(raw).to_bytes(4) + raw
     return hmac.digest(key, message, "sha256")
 

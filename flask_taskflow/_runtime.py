@@ -59,6 +59,9 @@ class Runtime:
         self._client = connector.client()
         self._renew()
         _runtimes.add(self)
+        # The last one registered runs first: before the embedded server that callbacks report to is left.
+        atexit.unregister(_stop_all)
+        atexit.register(_stop_all)
 
     def _renew(self) -> None:
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
@@ -145,4 +148,3 @@ def _stop_all() -> None:
 
 
 os.register_at_fork(after_in_child=_renew_all)
-atexit.register(_stop_all)
