@@ -38,7 +38,7 @@ def dump_data(data: object, *, maximum: int) -> str:
 
 
 def _check_nested(value: object, depth: int = 0) -> None:
-    if depth > _DEPTH_MAX:
+    if depth == _DEPTH_MAX and isinstance(value, dict | list | tuple):
         raise ValueError(f"it is nested deeper than {_DEPTH_MAX} levels")
     if isinstance(value, dict):
         for key, item in value.items():
