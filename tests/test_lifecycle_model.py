@@ -51,7 +51,8 @@ COOLDOWN, COOLDOWN_MAX = 25, 45
 RETENTION = 905
 FORGOTTEN_AFTER = 60
 LASTS_A_MINUTE = 60
-MAX_ATTEMPTS, MAX_SENDS, MAX_UPDATES = 4, 5, 2
+MAX_ATTEMPTS, MAX_SENDS, MAX_UPDATES = 5, 5, 2
+TASKS = 4
 LENGTH = 12
 FIELDS = {"EMAIL": "email", "SMS": "phone_number"}
 ADDRESSES = {
@@ -79,6 +80,7 @@ class Model:
     methods: list[str]
     recipient: dict[str, str]
     sealed_by: str
+    ttl: float
     expires: float
     gone_at: float
     status: Status = Status.PENDING
@@ -92,6 +94,10 @@ class Model:
     def end(self, status: Status, now: float) -> None:
         self.status, self.gone_at = status, now + RETENTION
         self.codes.clear()
+
+    def ends(self) -> list[float]:
+        codes = [end for code in self.codes.values() for end in (code.ends - LASTS_A_MINUTE, code.ends)]
+        return [*codes, *self.free_at.values(), self.expires, self.gone_at]
 
     def over(self, now: float) -> type[TaskFlowError] | None:
         if now >= self.gone_at:
@@ -206,10 +212,11 @@ class Lifecycle(RuleBasedStateMachine):
         self.policy = policy
         self.rotate_key()
 
+    @precondition(lambda self: len(self.models) < TASKS)
     @rule(
         methods=st.sampled_from([["EMAIL"], ["SMS"], ["EMAIL", "SMS"], ["SMS", "EMAIL"]]),
         by_all=st.booleans(),
-        ttl=st.sampled_from([1205, 305, 75]),
+        ttl=st.sampled_from([1205, 1205, 305, 75]),
         down=st.sets(METHODS, max_size=1),
     )
     def add(self, methods: list[str], by_all: bool, ttl: int, down: set[str]) -> None:
@@ -233,16 +240,16 @@ class Lifecycle(RuleBasedStateMachine):
         assert getattr(outcome, "methods", ()) == failed
         task = getattr(outcome, "task", outcome)
         expires = self.now + ttl
-        model = Model(task.id, methods, recipient, self.keys[0], expires, expires + FORGOTTEN_AFTER)
+        model = Model(task.id, methods, recipient, self.keys[0], ttl, expires, expires + FORGOTTEN_AFTER)
         self.models[task.id] = model
         self.issued(model, sending, start, new=sending)
 
     @with_tasks
-    @rule(data=st.data())
-    def verify_right(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), sure=st.booleans())
+    def verify_right(self, data: st.DataObject, sure: bool) -> None:
         task_id = self.pick(data)
         codes = self.models[task_id].codes
-        if codes:
+        if codes and sure:
             method = data.draw(st.sampled_from(sorted(codes)))
             self.verify(task_id, method, codes[method].otp)
 
@@ -252,22 +259,14 @@ class Lifecycle(RuleBasedStateMachine):
         self.verify(self.pick(data), method, "0" * LENGTH)
 
     @with_tasks
-    @rule(data=st.data())
-    def verify_by_another_method(self, data: st.DataObject) -> None:
-        task_id = self.pick(data)
-        codes = self.models[task_id].codes
-        if codes:
-            method = data.draw(st.sampled_from(sorted(codes)))
-            self.verify(task_id, "SMS" if method == "EMAIL" else "EMAIL", codes[method].otp)
-
-    @with_tasks
-    @rule(data=st.data(), own=st.booleans())
-    def verify_with_any_code_ever_made(self, data: st.DataObject, own: bool) -> None:
+    @rule(data=st.data(), own=st.booleans(), swapped=RARELY)
+    def verify_with_any_code_ever_made(self, data: st.DataObject, own: bool, swapped: bool) -> None:
         task_id = self.pick(data)
         codes = [item for item in self.handed if (item.task_id == task_id) is own]
         if codes:
             chosen = data.draw(st.sampled_from(codes))
-            self.verify(task_id, chosen.method, chosen.otp)
+            other = "SMS" if chosen.method == "EMAIL" else "EMAIL"
+            self.verify(task_id, other if swapped else chosen.method, chosen.otp)
 
     def verify(self, task_id: str, method: str, otp: str) -> None:
         model = self.models[task_id]
@@ -316,13 +315,14 @@ class Lifecycle(RuleBasedStateMachine):
         self.successes.append(model.id)
 
     @with_tasks
-    @rule(data=st.data(), patient=st.booleans(), fails=RARELY)
-    def resend(self, data: st.DataObject, patient: bool, fails: bool) -> None:
+    @rule(data=st.data(), waits=st.sampled_from(["", "nearly", "enough"]), fails=RARELY, used=RARELY)
+    def resend(self, data: st.DataObject, waits: str, fails: bool, used: bool) -> None:
         task_id = self.pick(data)
         model = self.models[task_id]
         method = data.draw(st.sampled_from([*model.methods, *model.methods, "EMAIL", "SMS"]))
-        if patient and self.now < model.free_at.get(method, 0):
-            self.let_time_pass(math.ceil((model.free_at[method] - self.now) / STEP))
+        if waits and self.now < model.free_at.get(method, 0):
+            steps = math.ceil((model.free_at[method] - self.now) / STEP)
+            self.let_time_pass(steps - (waits == "nearly"))
         expected = model.over(self.now)
         if expected is None:
             if method not in model.methods:
@@ -344,6 +344,8 @@ class Lifecycle(RuleBasedStateMachine):
             code = model.codes.get(method)
             keeps = self.policy == "same" and code and code.ends - self.now >= LASTS_A_MINUTE
             self.issued(model, [method], start, new=[] if keeps else [method])
+            if used:
+                self.verify(task_id, method, model.codes[method].otp)
         else:
             assert len(self.handed) == start, "a refused resend was sent"
 
@@ -399,10 +401,15 @@ class Lifecycle(RuleBasedStateMachine):
         if expected is None:
             model.end(Status.CANCELLED, self.now)
 
-    @rule(tens=st.sampled_from([1, 2, 3, 5, 6, 25, 54, 55, 61, 100]), sure=RARELY)
-    def wait(self, tens: int, sure: bool) -> None:
-        if sure or tens < 10:
-            self.let_time_pass(tens)
+    @with_tasks
+    @rule(data=st.data(), early=st.booleans())
+    def wait(self, data: st.DataObject, early: bool) -> None:
+        """Go to just before or just after the end of something."""
+        model = self.models[self.pick(data)]
+        ends = sorted({end for end in model.ends() if end > self.now})
+        if ends:
+            end = data.draw(st.sampled_from(ends))
+            self.let_time_pass(math.ceil((end - self.now) / STEP) - early)
 
     def let_time_pass(self, tens: int) -> None:
         travel(tens * STEP)
@@ -475,6 +482,7 @@ class Lifecycle(RuleBasedStateMachine):
                 expired = model.status is Status.PENDING and self.now >= model.expires
                 assert outcome.status is (Status.EXPIRED if expired else model.status)
                 assert outcome.recipient.addresses() == model.recipient
+                assert (outcome.expires_at - outcome.created_at).total_seconds() == model.ttl
 
     @invariant()
     def counters_never_fall(self) -> None:
