@@ -173,9 +173,8 @@ def test_data_of_exactly_the_limit_is_taken(letter: str) -> None:
 def test_task_with_any_data_is_read_as_it_was_added(
     app: Flask, taskflow: TaskFlow, box: Outbox, data: Any
 ) -> None:
-    task = taskflow.add_task(
-        "q", data, allowed_methods=["EMAIL"], recipient={"email": f"{number}@example.com"}
-    )
+    address = f"{len(box)}@example.com"
+    task = taskflow.add_task("q", data, allowed_methods=["EMAIL"], recipient={"email": address})
 
     again = taskflow.get_task(task.id)
 
