@@ -119,7 +119,10 @@ class DeliveryStore:
         """
         word, wait, dropped, held, *rows = self._scripts.run(
             "claim",
-            [key for name in names for key in self._all(queue, name)],
+            [
+                *(key for name in names for key in self._all(queue, name)),
+                *self._keys.of(self._keys.tag(queue), "paused"),
+            ],
             min(most, _CLAIM_MAX),
             int(self._config.lease * 1000),
             owner,

@@ -227,6 +227,7 @@ class TaskStore:
                 _epoch(names),
                 *_listed(digests),
                 *_listed(names),
+                *_listed(sorted(own)),
             )
             if word != "resubscribe":
                 break

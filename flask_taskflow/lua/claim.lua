@@ -1,5 +1,5 @@
 -- Lease the deliveries that are next, over all callbacks of one queue that this process has.
--- KEYS: ready, delay, lease, dead, meta, body, error of each callback
+-- KEYS: ready, delay, lease, dead, meta, body, error of each callback, then paused
 -- ARGV: most deliveries, lease ms, owner, most losses, pause after a repeated loss ms,
 --       whether expired leases may be taken over (1 or 0), most moves a callback
 -- Returns: ok | again (more is due than one call may move), ms to the next due item or -1, dropped,
@@ -10,7 +10,8 @@
 local now = now_ms()
 local most, lease, owner, max_lost, pause = take_number(), take_number(), take(), take_number(), take_number()
 local reap, moves = take() == '1', take_number()
-local last, dropped, more, heads, rows = #KEYS / 7 - 1, 0, false, {}, {}
+local last, dropped, more, heads, rows = (#KEYS - 1) / 7 - 1, 0, false, {}, {}
+local paused = redis.call('EXISTS', KEYS[#KEYS]) == 1
 
 local function add_row(index, keys, id, meta, token)
   local body = redis.call('HGET', keys.body, id) or ''
@@ -46,7 +47,7 @@ for i = 0, last do
   end)
 end
 
-for i = 0, more and -1 or last do
+for i = 0, (more or paused) and -1 or last do
   local head = redis.call('ZRANGE', KEYS[7 * i + 1], 0, most - 1, 'WITHSCORES')
   for k = 1, #head, 2 do
     heads[#heads + 1] = { member = head[k], score = tonumber(head[k + 1]), index = i }

@@ -11,26 +11,28 @@ local function registered(handlers)
   return names
 end
 
--- Register names. With `complete`, only if the caller knows every registered one; else false.
-local function register(handlers, names, now, complete)
-  local mine = {}
-  for _, name in ipairs(names) do mine[name] = true end
-  if complete then
-    for _, name in ipairs(registered(handlers)) do
-      if not mine[name] then return false end
-    end
+-- Whether `names` are just the registered callbacks and the caller's own.
+local function is_complete(handlers, names, own)
+  local known, right = {}, {}
+  for _, name in ipairs(names) do known[name] = true end
+  for _, name in ipairs(own) do right[name] = true end
+  for _, name in ipairs(registered(handlers)) do
+    if not known[name] then return false end
+    right[name] = true
   end
-  free(handlers, {})
   for _, name in ipairs(names) do
-    if not complete or redis.call('HEXISTS', handlers, name) == 0 then
-      redis.call('HSET', handlers, name, int(now))
-    end
+    if not right[name] then return false end
   end
+  return true
+end
+
+local function register(handlers, names, now)
+  free(handlers, {})
+  for _, name in ipairs(names) do redis.call('HSET', handlers, name, int(now)) end
   local all = registered(handlers)
   if #all > 0 then
     redis.call('HSET', handlers, '#epoch', redis.sha1hex(table.concat(all, ',')))
   end
-  return true
 end
 
 -- A task's strings in one: `<length>:<field><length>:<value>...`, without what belongs to its codes.

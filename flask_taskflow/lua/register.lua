@@ -3,5 +3,5 @@
 -- ARGV: list of callbacks
 -- Returns: ok, list of registered callbacks
 
-register(KEYS[1], take_list(), now_ms(), false)
+register(KEYS[1], take_list(), now_ms())
 return { 'ok', registered(KEYS[1]) }

@@ -2,14 +2,14 @@
 -- KEYS: task, pending, recipients, recipients:expiry, handlers, seq, decoy,
 --       then ready, meta, body of each callback that the caller knows
 -- ARGV: id, method, channel, most attempts, failure window ms, retention ms, epoch of the callbacks,
---       list of digests (one per secret key), list of callbacks
+--       list of digests (one per secret key), list of callbacks, list of the caller's own callbacks
 -- Returns: unknown | finished, status | expired | wrong, left | code_expired, left |
 --          not_allowed, left | locked | resubscribe, list of registered callbacks | ok, now, fields
 
 local now = now_ms()
 local id, method, channel, most = take(), take(), take(), take_number()
 local failure_window, retention, epoch = take_number(), take_number(), take()
-local digests, names = take_list(), take_list()
+local digests, names, own = take_list(), take_list(), take_list()
 
 -- Count a wrong code; answers how many there were.
 local function count_wrong(task, mac, window)
@@ -58,9 +58,9 @@ for i, command in ipairs({ 'ZCARD', 'HLEN', 'ZCARD' }) do redis.call(command, KE
 for i = 1, 3 * #names do redis.call(i % 3 == 1 and 'ZCARD' or 'HLEN', KEYS[7 + i]) end
 assert(tonumber(redis.call('GET', KEYS[6]) or 0), 'seq is no number')
 
-if (redis.call('HGET', KEYS[5], '#epoch') or '') ~= epoch
-  and not register(KEYS[5], names, now, true) then
-  return { 'resubscribe', registered(KEYS[5]) }
+if (redis.call('HGET', KEYS[5], '#epoch') or '') ~= epoch then
+  if not is_complete(KEYS[5], names, own) then return { 'resubscribe', registered(KEYS[5]) } end
+  register(KEYS[5], own, now)
 end
 
 finish(KEYS[1], KEYS[2], id, 'SUCCESS', retention)
