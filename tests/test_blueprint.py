@@ -494,7 +494,7 @@ def test_redis_that_is_away_is_unavailable_soon(
         deaf.bind(("127.0.0.1", 0))
         if listening:
             deaf.listen()
-        app = make_app(redis_url=f"redis://127.0.0.1:{deaf.getsockname()[1]}/0", redis_timeout=0.3)
+        app = make_app(redis_url=f"redis://127.0.0.1:{deaf.getsockname()[1]}/0", redis_timeout=0.5)
         app.register_blueprint(taskflow.blueprint, url_prefix="/taskflow")
         client, began = app.test_client(), time.monotonic()
 
@@ -503,7 +503,7 @@ def test_redis_that_is_away_is_unavailable_soon(
         took = time.monotonic() - began
     assert_problem(response, 503, "unavailable")
     assert int(response.headers["Retry-After"]) >= 1
-    assert took < 0.6
+    assert took < 1
 
 
 @pytest.mark.parametrize("route", ["verify", "resend"])
