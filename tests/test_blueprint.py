@@ -643,3 +643,18 @@ def test_hook_of_the_blueprint_may_refuse(make_app: MakeApp, taskflow: TaskFlow,
 
         assert response.status_code == 403
         assert taskflow.get_task(task.id).status is Status.PENDING
+
+
+def test_body_that_is_endless_is_read_up_to_the_limit_only(client: FlaskClient) -> None:
+    """S58."""
+    stream = io.BytesIO(_padded(10_000_000))
+
+    response = client.post(
+        "/taskflow/tasks/x/verify",
+        input_stream=stream,
+        content_type="application/json",
+        environ_overrides={"wsgi.input_terminated": True},
+    )
+
+    assert_problem(response, 413, "too_large")
+    assert stream.tell() < 100_000
