@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from redis import Connection, RedisError
 from redis.connection import parse_url
 
-from ._task import TTL_MAX, in_seconds, shown
+from ._task import NAME, TTL_MAX, in_seconds, shown
 from .errors import ConfigError
 
 PREFIX = "TASKFLOW_"
@@ -89,6 +89,16 @@ def _check_options(url: str, scheme: str) -> None:
         raise ValueError("an option after its '?' is unknown or has a bad value") from None
 
 
+def _queues(value: object) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, list | tuple | set | frozenset) and all(
+        isinstance(name, str) and NAME.fullmatch(name) for name in value
+    ):
+        return tuple(value)
+    raise ValueError("use None for all, or a list of queues' names")
+
+
 def _key(default: Any, parse: _Parser, *, shown: bool = True) -> Any:
     return field(default=default, repr=shown, metadata={"parse": parse})
 
@@ -125,6 +135,7 @@ class Config:
     backoff_max: float = _key(3600.0, _seconds(0.001, TTL_MAX))
     drain: float = _key(20.0, _seconds(0.001, DAY, or_zero=True))
     dead_retention: float = _key(TTL_MAX, _seconds(60))
+    queues: tuple[str, ...] | None = _key(None, _queues)
     autostart: bool = _key(True, _boolean)
     eager: bool = _key(False, _boolean)
 

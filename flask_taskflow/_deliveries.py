@@ -17,7 +17,7 @@ from .errors import TaskTampered
 
 logger = logging.getLogger(__name__)
 
-_KINDS = ("ready", "delay", "lease", "dead", "meta", "body", "error")
+KINDS = ("ready", "delay", "lease", "dead", "meta", "body", "error")
 #: The owner of a lease that has no channel of its own.
 NOBODY = "-"
 _CLAIM_MAX = 16
@@ -201,7 +201,7 @@ class DeliveryStore:
         return bool(word == "ok")
 
     def _all(self, queue: str, name: str) -> list[str]:
-        return self._keys_of(queue, name, *_KINDS)
+        return self._keys_of(queue, name, *KINDS)
 
     def _keys_of(self, queue: str, name: str, *kinds: str) -> list[str]:
         return self._keys.handler(self._keys.tag(queue), name, *kinds)

@@ -105,10 +105,15 @@ class Engine:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(self._config.redis_timeout + 1)
 
+    def queues(self) -> list[str]:
+        """Return the queues that this process serves: those of its callbacks, or fewer as configured."""
+        wanted = self._config.queues
+        return [queue for queue in list(self._callbacks) if wanted is None or queue in wanted]
+
     def run_due(self) -> int:
         """Run what is due in this thread, most urgent first; return the number of attempts."""
         count = 0
-        for queue in list(self._callbacks):
+        for queue in self.queues():
             while True:
                 names = sorted(self._callbacks[queue])
                 claim = self._store.claim(queue, names, 1)
@@ -175,7 +180,7 @@ class Engine:
     def _claim(self) -> float:
         wait = self._config.poll
         reap = time.monotonic() >= self._reap_at
-        for queue in list(self._callbacks):
+        for queue in self.queues():
             free = self._free()
             if free < 1:
                 # The end of an attempt wakes the scheduler.
@@ -206,7 +211,7 @@ class Engine:
         if not self._presence.may_look:
             self._look_at = time.monotonic() + _LOOK
             return
-        for queue in list(self._callbacks):
+        for queue in self.queues():
             now, names = time.monotonic(), sorted(self._callbacks[queue])
             before = self._suspects.get(queue, {})
             old = [suspect for suspect, since in before.items() if now - since >= _LOOK_AGAIN]
@@ -224,7 +229,7 @@ class Engine:
 
     def _tidy(self) -> bool:
         more = False
-        for queue in list(self._callbacks):
+        for queue in self.queues():
             names = sorted(self._callbacks[queue])
             self._store.register(queue, names)
             more |= self._store.trim(queue, names)

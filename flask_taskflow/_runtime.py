@@ -9,6 +9,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ._callbacks import Callback
@@ -87,6 +88,19 @@ class Runtime:
         """Whether the threads run."""
         return self._listener is not None
 
+    def narrow(self, queues: tuple[str, ...] | None, threads: int | None) -> None:
+        """Serve fewer queues or run more or fewer callbacks at once than configured; before the start.
+
+        :param queues: which queues, ``None`` as configured.
+        :param threads: how many callbacks at once, ``None`` as configured.
+        """
+        config = self._config
+        self._config = replace(
+            config,
+            queues=config.queues if queues is None else queues,
+            callback_threads=config.callback_threads if threads is None else threads,
+        )
+
     def new_engine(self) -> Engine:
         """Return an engine that is not started."""
         store = DeliveryStore(self._client, self._keys, self._config, self._keyring)
@@ -116,7 +130,9 @@ class Runtime:
         :param task_id: the task of a bell.
         """
         engine = self._engine
-        if engine is not None and (task_id is None or tag_of(task_id) in self._tags()):
+        if engine is None:
+            return
+        if task_id is None or tag_of(task_id) in {self._keys.tag(queue) for queue in engine.queues()}:
             engine.wake()
 
     def stop(self, timeout: float) -> None:
@@ -128,9 +144,6 @@ class Runtime:
             engine.stop(timeout)
         if listener is not None:
             listener.stop(_LISTENER_JOIN)
-
-    def _tags(self) -> set[str]:
-        return {self._keys.tag(queue) for queue in list(self._callbacks)}
 
 
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()

@@ -16,6 +16,7 @@ from ._callbacks import Callback
 from ._config import Config
 from ._connect import Connector
 from ._drafting import draft_task
+from ._operations import Operations
 from ._otp import Keyring, mask_all, read_code
 from ._runtime import Runtime
 from ._sending import Sender
@@ -56,6 +57,7 @@ class Service:
         self._callbacks = callbacks
         self.client = connector.client()
         self.keys = Keys(config.key_prefix, connector.database)
+        self.operations = Operations(self.client, self.keys)
         self._store = TaskStore(self.client, self.keys, config, keyring)
         self._sender = Sender(app, config, keyring, self._store, channels)
         self.runtime = Runtime(app, config, callbacks, keyring, connector, self.keys, self._store)
