@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from itertools import chain
+from typing import Any, NoReturn
 
 from marshmallow import Schema, ValidationError, fields, validate
 
@@ -93,12 +94,14 @@ class InvalidRequest(Exception):
 
 
 def read_body(schema: Schema, raw: bytes) -> dict[str, Any]:
-    """Return a request's body as a schema wants it.
+    """Return a request's body, UTF-8 without a byte order mark, as a schema wants it.
 
     :raises InvalidRequest: for anything else.
     """
     try:
-        loaded: dict[str, Any] = schema.load(json.loads(raw))
+        text = raw.decode()
+        value = json.loads(text, object_pairs_hook=_read_object, parse_constant=_refuse_constant)
+        loaded: dict[str, Any] = schema.load(value)
     except ValidationError as error:
         messages = error.normalized_messages()
         raise InvalidRequest(
@@ -110,6 +113,22 @@ def read_body(schema: Schema, raw: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise InvalidRequest([("", "Not valid JSON.")]) from None
     return loaded
+
+
+def _read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # I-JSON (RFC 7493, 2.1 and 2.3): what stands in front may read a repeated name or half of a surrogate
+    # pair in another way than we do.
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a name stands twice")
+    for item in chain.from_iterable(pairs):
+        if isinstance(item, str):
+            item.encode()
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _escaped(name: object) -> str:
