@@ -16,6 +16,7 @@ from typing import NoReturn
 from .errors import InvalidCode
 
 TYPED_MAX = 64
+_PHONE = re.compile(r"\+?[0-9 ()./-]+")
 
 
 class OTP(str):
@@ -87,8 +88,8 @@ class Keyring:
         )
 
     def recipient(self, address: str) -> str:
-        """Return the name under which an address's limits are counted."""
-        return _mac(self._keys[0]["recipient"], address.strip().lower()).hex()[:32]
+        """Return the name under which an address's limits are counted, however it is spelt."""
+        return _mac(self._keys[0]["recipient"], _plain(address)).hex()[:32]
 
     def _code(self, index: int, task_id: str, method: str, nonce: str, length: int) -> OTP:
         mac = _mac(self._keys[index]["code"], task_id, method, nonce)
@@ -96,6 +97,13 @@ class Keyring:
 
     def _digest(self, index: int, task_id: str, method: str, code: str) -> str:
         return _mac(self._keys[index]["digest"], task_id, method, code).hex()
+
+
+def _plain(address: str) -> str:
+    text = unicodedata.normalize("NFKC", address).strip().casefold()
+    if _PHONE.fullmatch(text):
+        return "".join(c for c in text if c in "+0123456789")
+    return text.rstrip(".")
 
 
 def _mac(key: bytes, *parts: str | bytes) -> bytes:
@@ -113,12 +121,20 @@ def read_code(typed: object, pattern: re.Pattern[str]) -> OTP:
     :param pattern: what a code of the method looks like; spaces and hyphens that it has a place for stay.
     :raises InvalidCode: if it cannot be a code.
     """
-    if isinstance(typed, str) and len(typed) <= TYPED_MAX:
-        digits = "".join(str(unicodedata.decimal(c, c)) for c in typed.strip())
-        for text in (digits, _without_gaps(digits)):
-            if text.isprintable() and pattern.fullmatch(text):
-                return OTP(text)
-    raise InvalidCode("this cannot be a code: type the code as it was sent")
+    code = _meant(typed, pattern) if isinstance(typed, str) and len(typed) <= TYPED_MAX else None
+    # With a character too many it may hold the right code, which a traceback must not show.
+    del typed
+    if code is None:
+        raise InvalidCode("this cannot be a code: type the code as it was sent")
+    return code
+
+
+def _meant(typed: str, pattern: re.Pattern[str]) -> OTP | None:
+    digits = "".join(str(unicodedata.decimal(c, c)) for c in typed.strip())
+    for text in (digits, _without_gaps(digits)):
+        if text.isprintable() and pattern.fullmatch(text):
+            return OTP(text)
+    return None
 
 
 def _without_gaps(text: str) -> str:
@@ -141,4 +157,4 @@ def mask(address: str) -> str:
 
 def mask_all(addresses: Mapping[str, str]) -> dict[str, str]:
     """Return a mapping of fields to masked addresses."""
-    return {field: mask(address) for field, address in addresses.items()}
+    return {field: mask(address) if address else "" for field, address in addresses.items()}

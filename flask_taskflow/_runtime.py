@@ -121,7 +121,7 @@ class Runtime:
                 )
                 self._listener.start()
                 # What is claimed from here on bears this process's name.
-                self._listener.wait_subscribed(_SUBSCRIBE_WAIT)
+                self._listener.wait_subscribed(min(_SUBSCRIBE_WAIT, self._config.redis_timeout))
                 self._engine.start()
 
     def wake(self, task_id: str | None = None) -> None:

@@ -44,6 +44,7 @@ DEFAULTS: dict[str, Any] = {
     "BACKOFF_MAX": 3600,
     "DRAIN": 20,
     "DEAD_RETENTION": 30 * DAY,
+    "QUEUES": None,
     "AUTOSTART": True,
     "EAGER": False,
 }
@@ -96,6 +97,16 @@ def test_number_when_it_is_none_or_out_of_range_is_refused(name: str, value: obj
         read(**{name: value})
 
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("value", ["orders", ["a b"], [1], {"orders": 1}, 3])
+def test_queues_that_are_no_list_of_names_are_refused(value: object) -> None:
+    with pytest.raises(ConfigError, match="use None for all, or a list of queues' names"):
+        read(QUEUES=value)
+
+
+def test_queues_are_kept_as_a_tuple() -> None:
+    assert read(QUEUES=["orders", "mail"]).queues == ("orders", "mail")
 
 
 @pytest.mark.parametrize("name", sorted(INTEGERS))
