@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import MakeApp
@@ -234,7 +235,7 @@ MEGABYTE = b" " * 1_000_000
     ],
 )
 def test_ten_megabytes_cost_the_server_nothing(
-    process: tuple[int, int], pieces: list[bytes], options: dict[str, int]
+    process: tuple[int, int], pieces: list[bytes], options: dict[str, Any]
 ) -> None:
     """S58. The peak may rise by what one read of the server takes, far below the body's size."""
     port, pid = process
