@@ -15,7 +15,7 @@ from flask import Blueprint, Flask, current_app, has_app_context, request_starte
 
 from ._callbacks import Callback
 from ._config import Config, read_secrets
-from ._otp import Keyring
+from ._otp import OTP, Keyring
 from ._service import Service
 from ._task import Recipient, Task, check_method
 from .blueprint import make_blueprint
@@ -168,6 +168,9 @@ class TaskFlow:
         :raises OTPRejected: if it was not accepted; the subclass says why.
         :raises redis.RedisError: if Redis did not answer; the code may have been consumed.
         """
+        if isinstance(otp, str):
+            # A traceback that shows locals shows this frame's, too.
+            otp = OTP(otp)
         return self._service().verify(task_id, method, otp)
 
     def resend_otp(self, task_id: str, method: str) -> Task[Any]:

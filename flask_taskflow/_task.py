@@ -199,7 +199,8 @@ def check_recipient(value: object) -> Recipient:
 
 
 _ADDRESS = {
-    "email": re.compile(r"[^@\s]{1,64}@[^@\s]{1,255}"),
+    # Commas, brackets and the like would make a list of addresses of it, or a name and an address.
+    "email": re.compile(r"[^@\s,;:<>()\"\\]{1,64}@[^@\s,;:<>()\"\\]{1,255}"),
     "phone_number": re.compile(r"\+?[0-9][0-9 ()./-]{2,30}", re.ASCII),
     "device_id": re.compile(r"\S(.{0,253}\S)?"),
 }
