@@ -9,6 +9,7 @@ from typing import Any
 
 from redis import Redis
 
+from ._audit import record
 from ._config import Config
 from ._otp import Keyring
 from ._store import Keys, Scripts, read_task
@@ -213,6 +214,10 @@ class DeliveryStore:
             task = read_task(identity, _unpack(body), 0, self._keyring)
         except (TaskTampered, ValueError):
             task = None
+        if task is not None and task.queue != queue:
+            # The seal is right, but the callbacks of this queue never asked for this task.
+            record("task_tampered", identity, level=logging.WARNING)
+            task = None
         return Claimed(queue, callback, identity, token, failures, lost, task)
 
 
@@ -221,7 +226,11 @@ def _unpack(body: bytes) -> Mapping[str, str]:
     position = 0
     while position < len(body):
         colon = body.index(b":", position)
-        start, position = colon + 1, colon + 1 + int(body[position:colon])
+        size = int(body[position:colon])
+        if size < 0:
+            # It would lead back to where it was read.
+            raise ValueError("a length is negative")
+        start, position = colon + 1, colon + 1 + size
         parts.append(body[start:position].decode())
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
