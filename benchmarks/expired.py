@@ -1,9 +1,9 @@
 """What do expired tasks leave behind, and what do they cost while they are there?
 
 First the server's time per verification is taken from ``INFO commandstats`` (``usec_per_call`` of
-``evalsha``, while nothing else runs a script), on an otherwise empty server and with the expired tasks on
-it. Half of the verifications carry a wrong code, half the right one. Each number is the best of some rounds:
-what else the machine does can only add to it.
+``evalsha``, while nothing else runs a script), in turn on an otherwise empty server and on one with the
+expired tasks on it. Half of the verifications carry a wrong code, half the right one. Each number is the
+best of some rounds: what else the machine does can only add to it.
 
 Then ``flask taskflow worker``, a process with a callback thread, is there, and the script waits until
 nothing is left of the expired tasks: no hash, no member of ``pending``, no recipient.
@@ -24,10 +24,13 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import islice
+from typing import Any, cast
 
+from flask import Flask, current_app
 from redis import Redis
 
 from benchmarks.app import add, app_on, environment
@@ -64,31 +67,22 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--within", type=float, default=0.10, help="how much a verification may slow down")
     arguments = parser.parse_args()
-    with redis_server() as url, Redis.from_url(url) as redis, app_on(url) as taskflow:
-        with outbox(taskflow) as box:
-            tasks = iter([add(taskflow, number) for number in range((2 * arguments.rounds + 1) * _ROUND + 1)])
-            source = next(tasks)
-            keys = redis.dbsize()
-
-            def best_of(rounds: int) -> float:
-                batches = [list(islice(tasks, _ROUND)) for _ in range(rounds)]
-                return min(verify_all(taskflow, box, redis, batch) for batch in batches)
-
-            best_of(1)
-            empty = best_of(arguments.rounds)
-            keys = redis.dbsize()
-            ends = time.time() - arguments.ended
-            fill(redis, source, arguments.tasks, ends)
-            there = redis.dbsize() - keys
-            full = best_of(arguments.rounds)
-            still = redis.dbsize() - keys
+    with measured(arguments.rounds) as empty, measured(arguments.rounds) as full:
+        redis, source, keys = full.redis, full.source, full.redis.dbsize()
+        ends = time.time() - arguments.ended
+        fill(redis, source, arguments.tasks, ends)
+        there = redis.dbsize() - keys
+        # In turn, so that whatever else the machine does slows both.
+        pairs = [(empty.round(), full.round()) for _ in range(arguments.rounds)]
+        without, with_all = (min(column) for column in zip(*pairs, strict=True))
+        still = redis.dbsize() - keys
         begun = time.time()
-        with working(url):
+        with working(full.url):
             clean, gone = wait_until_forgotten(redis, source, keys, deadline=ends + _KEPT + 2 * _WITHIN)
-    slower = full / empty - 1
+    slower = with_all / without - 1
     print(f"expired tasks              {there:>12,} ({still:,} after the measurement)")
-    print(f"usec_per_call, none there  {empty:>12.1f}")
-    print(f"usec_per_call, all there   {full:>12.1f} ({slower:+.1%}, at most {arguments.within:+.0%})")
+    print(f"usec_per_call, none there  {without:>12.1f}")
+    print(f"usec_per_call, all there   {with_all:>12.1f} ({slower:+.1%}, at most {arguments.within:+.0%})")
     print(f"out of the indexes after   {clean - begun:>12.1f} s of a process with a callback thread")
     print(
         f"nothing left after         {gone - ends - _KEPT:>12.1f} s, once no task answers 'expired' any more"
@@ -112,23 +106,44 @@ def fill(redis: Redis, source: str, tasks: int, ends: float) -> None:
         script(keys, [first, min(_BATCH, tasks - first), int(ends * 1000)])
 
 
-def verify_all(taskflow: TaskFlow, box: Outbox, redis: Redis, tasks: Sequence[str]) -> float:
-    """Verify tasks, each with a wrong and then with the right code; return the server's µs per call.
+@dataclass
+class Measured:
+    """A server with tasks that wait for their rounds.
 
-    :param tasks: ids of pending tasks; their codes are the last ones in the box.
+    :param source: the id of a task that is in no round.
     """
-    codes = {message.task.id: message.otp for message in box}
-    redis.config_resetstat()
-    for task_id in tasks:
-        wrong = f"{(int(codes[task_id]) + 1) % 10**6:06}"
-        with suppress(WrongCode):
-            taskflow.verify(task_id, Method.EMAIL, wrong)
-        taskflow.verify(task_id, Method.EMAIL, codes[task_id])
-    stats = redis.info("commandstats")["cmdstat_evalsha"]
-    # A queue's first verification may take one call more, to learn the callbacks.
-    if not 0 <= stats["calls"] - 2 * len(tasks) <= 1:
-        raise RuntimeError(f"{stats['calls']} scripts ran for {2 * len(tasks)} verifications")
-    return float(stats["usec_per_call"])
+
+    url: str
+    redis: Redis
+    app: Flask
+    taskflow: TaskFlow
+    box: Outbox
+    tasks: Iterator[str]
+    source: str
+
+    def round(self) -> float:
+        """Verify tasks, each with a wrong and then with the right code; return the server's µs per call."""
+        codes = {message.task.id: message.otp for message in self.box}
+        self.redis.config_resetstat()
+        with self.app.app_context():
+            for task_id in islice(self.tasks, _ROUND):
+                wrong = f"{(int(codes[task_id]) + 1) % 10**6:06}"
+                with suppress(WrongCode):
+                    self.taskflow.verify(task_id, Method.EMAIL, wrong)
+                self.taskflow.verify(task_id, Method.EMAIL, codes[task_id])
+        return float(self.redis.info("commandstats")["cmdstat_evalsha"]["usec_per_call"])
+
+
+@contextmanager
+def measured(rounds: int) -> Iterator[Measured]:
+    """Run a server and add the tasks for some rounds; one more is done at once, to warm up."""
+    with redis_server() as url, Redis.from_url(url) as redis:
+        with app_on(url) as taskflow, outbox(taskflow) as box:
+            ids = [add(taskflow, number) for number in range((rounds + 1) * _ROUND + 1)]
+            app = cast(Any, current_app)._get_current_object()
+            of = Measured(url, redis, app, taskflow, box, iter(ids[1:]), ids[0])
+        of.round()
+        yield of
 
 
 @contextmanager

@@ -23,3 +23,11 @@ def test_wrong_code_takes_as_long_as_unknown_id(fsync: str) -> None:
 
     assert result.returncode == 0, result.stdout + result.stderr
     assert "300 pairs" in result.stdout
+
+
+def test_expired_tasks_are_forgotten_and_cost_nothing() -> None:
+    """S53. A scan of the 20,000 costs a hundred times more; a busy machine may cost half as much."""
+    result = run_benchmark("expired", "--tasks", "20000", "--ended", "56", "--rounds", "5", "--within", "0.5")
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "20,000 (20,000 after" in result.stdout
