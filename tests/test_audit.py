@@ -167,6 +167,7 @@ def test_cancelled_task_is_recorded(app: Flask, taskflow: TaskFlow, box: Outbox,
 def test_tampered_task_is_recorded(
     app: Flask, taskflow: TaskFlow, box: Outbox, records: Records, redis: Any
 ) -> None:
+    """S31."""
     task = add(taskflow)
     (key,) = redis.scan_iter(match="*:task:*")
     redis.hset(key, "fixed", "{}")

@@ -250,6 +250,7 @@ def test_callback_of_another_process_waits_for_one_that_has_it(
 def test_tampered_body_is_a_dead_letter_and_runs_nothing(
     make_app: MakeApp, taskflow: TaskFlow, verified: Callable[..., Task[Any]], redis: Any
 ) -> None:
+    """S31."""
     ran: list[str] = []
 
     @taskflow.on_task_verified("q")

@@ -276,6 +276,7 @@ def test_config_does_not_show_the_url() -> None:
     ],
 )
 def test_weak_codes_are_refused_unless_allowed(setting: dict[str, Any], reason: str) -> None:
+    """S33, S36."""
     with pytest.raises(ConfigError, match=f"^{reason}.*TASKFLOW_ALLOW_WEAK_CODES = True"):
         read(**setting)
 

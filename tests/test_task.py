@@ -100,6 +100,7 @@ def test_name_that_is_well_formed_is_taken(name: str) -> None:
     ids=lambda name: type(name).__name__,
 )
 def test_name_that_is_malformed_is_refused(name: object) -> None:
+    """S52."""
     with pytest.raises(InvalidTask, match=r"^queue must match ") as caught:
         check_name(name, "queue")
 
@@ -114,6 +115,7 @@ def test_method_of_the_built_in_ones_is_made_an_enum() -> None:
 
 @pytest.mark.parametrize("method", ["", "email", "1A", "_A", "A-B", "A" * 33, "É", "A\n", None, 1, b"SMS"])
 def test_method_that_is_malformed_is_refused(method: object) -> None:
+    """S52."""
     with pytest.raises(InvalidTask, match=r"^a method must match "):
         check_method(method)
 
