@@ -111,8 +111,10 @@ def app_on(url: str) -> Iterator[TaskFlow]:
     )
     taskflow.init_app(app)
     with app.app_context():
-        yield taskflow
-        taskflow.stop(timeout=2)
+        try:
+            yield taskflow
+        finally:
+            taskflow.stop(timeout=2)
 
 
 def add(taskflow: TaskFlow) -> Task[Any]:
