@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 TASK_ID = re.compile(r"[a-z2-7]{34}", re.ASCII)
 _TAG_LENGTH = 8
+#: Seconds for which a use of a foreign code is remembered: far longer than any of them is valid.
+_USE_KEPT = 86400.0
 
 Fields = Mapping[str, str]
 
@@ -37,7 +39,7 @@ class Scripts:
     :param client: answers bytes.
     """
 
-    _SHARED = ("prelude", "limits", "handlers", "deliveries", "outcomes")
+    _SHARED = ("prelude", "limits", "handlers", "verification", "deliveries", "outcomes")
 
     def __init__(self, client: Redis) -> None:
         self._folder = files(__package__) / "lua"
@@ -209,32 +211,83 @@ class TaskStore:
         :param own: the callbacks that this process has for the task's queue.
         :raises OTPRejected: if the code was not accepted.
         """
+        return self._end(
+            "verify",
+            task_id,
+            method,
+            own,
+            self._config.otp_max_attempts,
+            _ms(self._config.recipient_failure_window),
+            *_listed(digests),
+        )
+
+    def reserve(self, task_id: str, method: str) -> tuple[Task[Any], datetime, int]:
+        """Count an attempt before its code is checked; return task, server's time, attempts left.
+
+        :raises OTPRejected: if the task takes no code by this method.
+        """
+        word, *rest = self._scripts.run(
+            "reserve",
+            self._verification_keys(task_id),
+            task_id,
+            method,
+            _ms(self._config.retention),
+            self._config.otp_max_attempts,
+            _ms(self._config.recipient_failure_window),
+        )
+        if word != "ok":
+            _refuse(word, rest)
+        return self._read(task_id, rest), _time(rest[0]), int(rest[2])
+
+    def claim_use(self, name: str) -> bool:
+        """Take one use of a code that the server did not make; false if it was taken before."""
+        key = f"{self._keys.prefix}:used:{self._keyring.recipient(name)}"
+        return bool(self._client.set(key, "1", nx=True, px=_ms(_USE_KEPT)))
+
+    def consume(self, task_id: str, method: str, own: Collection[str]) -> Task[Any]:
+        """End a task whose reserved attempt was right.
+
+        :raises OTPRejected: if it was ended meanwhile.
+        """
+        return self._end("consume", task_id, method, own)
+
+    def lock(self, task_id: str) -> NoReturn:
+        """Lock a task whose last reserved attempt was wrong.
+
+        :raises TaskLocked: always.
+        """
+        keys = self._keys.task(task_id) + self._keys.of(tag_of(task_id), "pending")
+        config = self._config
+        self._scripts.run("lock", keys, task_id, _ms(config.retention), config.otp_max_attempts)
+        _refuse("locked", ())
+
+    def _verification_keys(self, task_id: str) -> list[str]:
+        names = ("pending", *_RECIPIENTS, "handlers", "seq", "decoy")
+        return self._keys.task(task_id) + self._keys.of(tag_of(task_id), *names)
+
+    def _end(self, step: str, task_id: str, method: str, own: Collection[str], *rest: str | int) -> Task[Any]:
         tag = tag_of(task_id)
-        head = self._keys.task(task_id)
-        head += self._keys.of(tag, "pending", *_RECIPIENTS, "handlers", "seq", "decoy")
         while True:
             names = sorted(self._handlers.get(tag, frozenset()).union(own))
             keys = [key for name in names for key in self._keys.handler(tag, name, *_ENQUEUED)]
-            word, *rest = self._scripts.run(
-                "verify",
-                head + keys,
+            word, *reply = self._scripts.run(
+                step,
+                self._verification_keys(task_id) + keys,
                 task_id,
                 method,
                 self._keys.bell,
-                self._config.otp_max_attempts,
-                _ms(self._config.recipient_failure_window),
                 _ms(self._config.retention),
                 _epoch(names),
-                *_listed(digests),
                 *_listed(names),
                 *_listed(sorted(own)),
+                *rest,
             )
             if word != "resubscribe":
                 break
-            self._handlers[tag] = frozenset(name.decode() for name in rest[0])
+            self._handlers[tag] = frozenset(name.decode() for name in reply[0])
         if word != "ok":
-            _refuse(word, rest)
-        return self._read(task_id, rest)
+            _refuse(word, reply)
+        return self._read(task_id, reply)
 
     def resend(self, task_id: str, code: Code, *, keep: bool) -> Issued:
         """Count one more message and return the code it carries.

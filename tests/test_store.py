@@ -52,14 +52,14 @@ def watch(redis: Redis, call: Call) -> tuple[list[str], list[str]]:
     sent: list[str] = []
     scripted: list[str] = []
     with redis.monitor() as monitor:
-        redis.echo("begin")
+        redis.echo("watch-begins")
         call()
-        redis.echo("end")
+        redis.echo("watch-ends")
         commands = iter(monitor.next_command, None)
-        while "begin" not in next(commands)["command"]:
+        while "watch-begins" not in next(commands)["command"]:
             continue
         for seen in commands:
-            if "end" in seen["command"].split():
+            if "watch-ends" in seen["command"].split():
                 return sent, scripted
             (scripted if seen["client_type"] == "lua" else sent).append(seen["command"])
     raise AssertionError("MONITOR ended")

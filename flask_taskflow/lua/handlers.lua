@@ -1,4 +1,4 @@
--- Shared by verify and register: the callbacks that are registered for a queue, and new deliveries.
+-- Shared by the steps that end or register: the callbacks of a queue, and new deliveries.
 -- `handlers` maps a callback's name to when a process last said it has it; `#epoch` is the digest of
 -- the sorted names.
 
