@@ -147,6 +147,8 @@ class Attempt:
     :param started: by the monotonic clock.
     :param warned: whether the log has told that it takes long.
     :param written_off: whether it counts as failed although it still runs.
+    :param robbed: whether the log has told that another process may run it.
+    :param acks: how often its success was reported.
     """
 
     item: Claimed
@@ -154,6 +156,8 @@ class Attempt:
     started: float = field(default_factory=time.monotonic)
     warned: bool = False
     written_off: bool = False
+    robbed: bool = False
+    acks: int = 0
 
     @property
     def timeout(self) -> float:
@@ -202,14 +206,18 @@ class Runner:
                 _current.reset(mark)
             if error is not None:
                 self.fail(attempt, error, report)
-            elif report(lambda: self._store.ack(item)):
+            elif report(lambda: self._ack(attempt)):
                 self._emit(signals.callback_succeeded, attempt, None)
             else:
                 logger.warning(
-                    "Callback %s on task %s succeeded after its delivery was taken over: it may run twice.",
+                    "Callback %s on task %s succeeded, but its delivery was lost or taken: it may run twice.",
                     item.callback,
                     item.task_id,
                 )
+
+    def _ack(self, attempt: Attempt) -> bool:
+        attempt.acks += 1
+        return self._store.ack(attempt.item, again=attempt.acks > 1)
 
     def fail(self, attempt: Attempt, error: BaseException, report: Reporter) -> None:
         """Report a failed attempt: again later, or a dead letter."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from redis import Redis
 from ._audit import record
 from ._config import Config
 from ._otp import Keyring
+from ._seldom import Seldom
 from ._store import Keys, Scripts, read_task
 from ._task import Task
 from .errors import TaskTampered
@@ -24,6 +26,7 @@ NOBODY = "-"
 _CLAIM_MAX = 16
 _MOVES_MAX = 500
 _ERROR_MAX = 1024
+_COMPLAIN = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,13 @@ class DeliveryStore:
         self._config = config
         self._keyring = keyring
         self._listed: set[str] = set()
+        #: The server's clock less the monotonic one, ms.
+        self._ahead: float | None = None
+        self._seldom = Seldom(_COMPLAIN)
+
+    def relist(self) -> None:
+        """Write the names of queues anew at the next occasion: Redis may have lost them."""
+        self._listed.clear()
 
     def register(self, queue: str, names: Sequence[str]) -> None:
         """Say that this process has these callbacks of a queue."""
@@ -114,16 +124,20 @@ class DeliveryStore:
     ) -> Claim:
         """Lease at most ``most`` deliveries, the smallest by (-priority, number) first.
 
+        A claim that Redis comes to when this process has given it up, as a frozen server does, has no
+        effect: it would lease for nobody, and rob owners who could not renew their leases either.
+
         :param names: the callbacks that this process has.
         :param owner: the present process's name; nobody's lease is not taken over early.
         :param reap: whether expired leases of others may be taken over.
         """
-        word, wait, dropped, held, *rows = self._scripts.run(
+        word, now, *reply = self._scripts.run(
             "claim",
             [
                 *(key for name in names for key in self._all(queue, name)),
                 *self._keys.of(self._keys.tag(queue), "paused"),
             ],
+            self._deadline(),
             min(most, _CLAIM_MAX),
             int(self._config.lease * 1000),
             owner,
@@ -132,8 +146,14 @@ class DeliveryStore:
             int(reap),
             _MOVES_MAX,
         )
+        self._ahead = int(now) - time.monotonic() * 1000
+        if word == "late":
+            return Claim([], [], again=True, wait=None, held=0)
+        wait, dropped, held, broken, *rows = reply
         if dropped:
             logger.error("Dropped %d unreadable deliveries of queue %s.", dropped, queue)
+        for index in broken.split():
+            self._complain(queue, names[int(index)])
         claimed = [self._claimed(queue, names[rows[i]], rows[i + 1 : i + 6]) for i in range(0, len(rows), 6)]
         return Claim(
             deliveries=[item for item in claimed if item.token],
@@ -171,21 +191,25 @@ class DeliveryStore:
         _, *held = self._scripts.run("extend", keys, int(self._config.lease * 1000), len(rows), *rows)
         return [item for item, ours in zip(running, held, strict=True) if not ours]
 
-    def ack(self, item: Claimed) -> bool:
-        """Report success; false if a newer claim holds the delivery."""
-        return self._report("ack", item, item.task_id, item.token)
+    def ack(self, item: Claimed, *, again: bool = False) -> bool:
+        """Report success; false if a newer claim holds the delivery, or it is gone.
+
+        :param again: the reply to an earlier report was lost: if the delivery is gone, it went with that.
+        """
+        word = self._report("ack", item, item.task_id, item.token)
+        return word == "ok" or (again and word == "gone")
 
     def fail(self, item: Claimed, delay: float, error: str) -> bool:
         """Report a failed attempt, due again in ``delay`` seconds; false if it is not ours any more."""
-        return self._report("fail", item, int(delay * 1000), item.task_id, item.token, _cut(error))
+        return self._report("fail", item, int(delay * 1000), item.task_id, item.token, _cut(error)) == "ok"
 
     def bury(self, item: Claimed, error: str) -> bool:
         """Report the last failed attempt: a dead letter; false if it is not ours any more."""
-        return self._report("bury", item, item.task_id, item.token, _cut(error))
+        return self._report("bury", item, item.task_id, item.token, _cut(error)) == "ok"
 
     def release(self, item: Claimed) -> bool:
         """Give back what was not started; false if it is not ours any more."""
-        return self._report("release", item, item.task_id, item.token)
+        return self._report("release", item, item.task_id, item.token) == "ok"
 
     def trim(self, queue: str, names: Sequence[str]) -> bool:
         """Forget what is over; true if there may be more."""
@@ -197,9 +221,23 @@ class DeliveryStore:
             logger.warning("Forgot %d dead letters of queue %s: too old.", forgotten, queue)
         return bool(more)
 
-    def _report(self, step: str, item: Claimed, *args: str | int) -> bool:
+    def _report(self, step: str, item: Claimed, *args: str | int) -> str:
         word, *_ = self._scripts.run(step, self._all(item.queue, item.callback), *args)
-        return bool(word == "ok")
+        return str(word)
+
+    def _deadline(self) -> int:
+        if self._ahead is None:
+            return 0
+        return int(time.monotonic() * 1000 + self._ahead + self._config.redis_timeout * 1000)
+
+    def _complain(self, queue: str, name: str) -> None:
+        if self._seldom(f"{queue} {name}"):
+            logger.error(
+                "Callback %s of queue %s stands still: one of its keys in Redis has a wrong type, written "
+                "by something else. Delete that key.",
+                name,
+                queue,
+            )
 
     def _all(self, queue: str, name: str) -> list[str]:
         return self._keys_of(queue, name, *KINDS)
@@ -212,7 +250,7 @@ class DeliveryStore:
         identity = task_id.decode(errors="replace")
         try:
             task = read_task(identity, _unpack(body), 0, self._keyring)
-        except (TaskTampered, ValueError):
+        except (TaskTampered, ValueError, ArithmeticError, OSError):
             task = None
         if task is not None and task.queue != queue:
             # The seal is right, but the callbacks of this queue never asked for this task.

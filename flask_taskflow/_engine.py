@@ -12,14 +12,16 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from redis import RedisError
+from redis import RedisError, ResponseError
 
 from ._callbacks import Attempt, Callback, Runner
 from ._config import Config
 from ._deliveries import Claimed, DeliveryStore, Suspect
+from ._seldom import Seldom
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -29,7 +31,12 @@ logger = logging.getLogger(__name__)
 _HEARTBEAT = 1.0
 _EMPTY_PAUSE = 0.02
 _HOUSEKEEPING = 30.0
-_RETRY_MAX = 5.0
+_RETRY_MAX = 1.0
+_REPORT_RETRY_MAX = 5.0
+#: After a lost connection, how long the leases of others are let alone: until they tried again and beat.
+_GRACE = _RETRY_MAX + _HEARTBEAT
+_LOG = 2.0
+_COMPLAIN = 60.0
 _LOOK = 1.0
 _LOOK_AGAIN = 2.0
 
@@ -83,6 +90,7 @@ class Engine:
         self._look_at = math.inf
         self._suspects: dict[str, dict[Suspect, float]] = {}
         self._errors = 0
+        self._seldom, self._complain = Seldom(_LOG), Seldom(_COMPLAIN)
 
     def start(self) -> None:
         """Start the scheduler thread."""
@@ -93,6 +101,13 @@ class Engine:
         """Claim at once: something may be due."""
         self._asked.set()
         self._wake.set()
+
+    def resync(self) -> None:
+        """Claim at once, but take over nothing yet: Redis was away, or this process was."""
+        self._reap_at = time.monotonic() + _GRACE
+        self._tidy_at = 0.0
+        self._store.relist()
+        self.wake()
 
     def stop(self, timeout: float) -> None:
         """Claim nothing more, wait for what runs, at most ``timeout`` seconds."""
@@ -131,8 +146,10 @@ class Engine:
             try:
                 wait = self._turn()
                 if self._errors:
+                    self._errors = 0
                     logger.info("Redis answers again: callbacks go on.")
-                self._errors = 0
+                    self.resync()
+                    wait = 0.0
             except RedisError as error:
                 wait = self._trouble(error)
             except Exception:
@@ -146,10 +163,10 @@ class Engine:
         wait: float = min(_RETRY_MAX, 0.1 * 2 ** min(self._errors, 10)) * secrets.SystemRandom().uniform(
             0.5, 1
         )
-        if self._errors == 1:
+        if self._errors == 1 and self._seldom():
             logger.warning("Callbacks wait for Redis: %s: %s", type(error).__name__, error)
-        # Living owners could not renew their leases either: give them one heartbeat first.
-        self._reap_at = time.monotonic() + wait + _HEARTBEAT
+        # Living owners could not renew their leases either.
+        self._reap_at = time.monotonic() + wait + _GRACE
         self._beat_at = 0.0
         self._asked.set()
         return wait
@@ -185,20 +202,34 @@ class Engine:
             if free < 1:
                 # The end of an attempt wakes the scheduler.
                 return wait
-            names = sorted(self._callbacks[queue])
-            owner = self._presence.present_owner
-            claim = self._store.claim(queue, names, free, owner=owner, reap=reap)
-            self._mourn(claim.dead)
-            for item in claim.deliveries:
-                self._begin(Attempt(item, self._callbacks[queue][item.callback]))
-            self._look_soon(queue, claim.held)
-            if claim.again or claim.deliveries:
-                wait = 0.0
-            elif claim.wait is not None:
-                wait = min(wait, claim.wait)
+            with self._apart(queue):
+                wait = min(wait, self._claim_from(queue, free, reap))
         if wait:
             self._pause_until = time.monotonic() + _EMPTY_PAUSE
         return wait
+
+    def _claim_from(self, queue: str, free: int, reap: bool) -> float:
+        owner = self._presence.present_owner
+        claim = self._store.claim(queue, sorted(self._callbacks[queue]), free, owner=owner, reap=reap)
+        self._mourn(claim.dead)
+        for item in claim.deliveries:
+            self._begin(Attempt(item, self._callbacks[queue][item.callback]))
+        self._look_soon(queue, claim.held)
+        if claim.again or claim.deliveries:
+            return 0.0
+        # What is over may have to wait for its owner first.
+        return math.inf if claim.wait is None else max(claim.wait, _EMPTY_PAUSE)
+
+    @contextmanager
+    def _apart(self, queue: str) -> Iterator[None]:
+        # A queue whose keys something else has spoiled must not stop the others.
+        try:
+            yield
+        except ResponseError as error:
+            if not _is_spoiled(error):
+                raise
+            if self._complain(queue):
+                logger.error("Queue %s stands still, its keys in Redis were spoiled: %s", queue, error)
 
     def _look_soon(self, queue: str, held: int) -> None:
         ours = sum(attempt.item.queue == queue for attempt in self._running())
@@ -212,15 +243,19 @@ class Engine:
             self._look_at = time.monotonic() + _LOOK
             return
         for queue in self.queues():
-            now, names = time.monotonic(), sorted(self._callbacks[queue])
-            before = self._suspects.get(queue, {})
-            old = [suspect for suspect, since in before.items() if now - since >= _LOOK_AGAIN]
-            look = self._store.look(queue, names, self._presence.present_owner, old)
-            self._suspects[queue] = {item: before.get(item, now) for item in look.suspects}
-            if look.taken:
-                logger.warning("Took over %d deliveries of a process that vanished.", look.taken)
-                self._asked.set()
-            self._look_soon(queue, look.held)
+            with self._apart(queue):
+                self._look_at_leases(queue)
+
+    def _look_at_leases(self, queue: str) -> None:
+        now, names = time.monotonic(), sorted(self._callbacks[queue])
+        before = self._suspects.get(queue, {})
+        old = [suspect for suspect, since in before.items() if now - since >= _LOOK_AGAIN]
+        look = self._store.look(queue, names, self._presence.present_owner, old)
+        self._suspects[queue] = {item: before.get(item, now) for item in look.suspects}
+        if look.taken:
+            logger.warning("Took over %d deliveries of a process that vanished.", look.taken)
+            self._asked.set()
+        self._look_soon(queue, look.held)
 
     def _free(self) -> int:
         # Threads that were written off may never end: at most as many of them as of the others.
@@ -231,19 +266,22 @@ class Engine:
         more = False
         for queue in self.queues():
             names = sorted(self._callbacks[queue])
-            self._store.register(queue, names)
-            more |= self._store.trim(queue, names)
+            with self._apart(queue):
+                self._store.register(queue, names)
+                more |= self._store.trim(queue, names)
         return more
 
     def _beat(self, running: list[Attempt]) -> None:
         for queue in {attempt.item.queue for attempt in running}:
-            items = [attempt.item for attempt in running if attempt.item.queue == queue]
-            for item in self._store.extend(queue, items):
-                logger.warning(
-                    "The lease of %s on task %s was lost: it may run twice.",
-                    item.callback,
-                    item.task_id,
-                )
+            ours = {attempt.item: attempt for attempt in running if attempt.item.queue == queue}
+            for item in self._store.extend(queue, list(ours)):
+                if not ours[item].robbed:
+                    ours[item].robbed = True
+                    logger.warning(
+                        "The lease of %s on task %s was lost: it may run twice.",
+                        item.callback,
+                        item.task_id,
+                    )
 
     def _running(self) -> list[Attempt]:
         return [attempt for attempt in list(self._attempts) if not attempt.written_off]
@@ -291,10 +329,16 @@ class Engine:
         while True:
             try:
                 return report()
-            except RedisError:
-                if self._stopped.wait(wait):
+            except RedisError as error:
+                if _is_spoiled(error) or self._stopped.wait(wait):
                     raise
-                wait = min(2 * wait, _RETRY_MAX)
+                wait = min(2 * wait, _REPORT_RETRY_MAX)
+
+
+def _is_spoiled(error: RedisError) -> bool:
+    # A script met a key of a wrong type or a value that it cannot read; a full memory, a replica or a
+    # server that still loads have classes of their own.
+    return type(error) is ResponseError and "script" in str(error)
 
 
 def _once(report: Callable[[], bool]) -> bool:

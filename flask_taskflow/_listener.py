@@ -22,6 +22,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from . import signals
 from ._connect import Connector
+from ._seldom import Seldom
 from ._store import TASK_ID, TaskStore
 from ._task import Status
 from .errors import TaskFlowError
@@ -37,6 +38,7 @@ _PONG = 5.0
 _BACKOFF_MAX = 5.0
 _QUEUE_MAX = 1000
 _SETTLE = 10.0
+_LOG = 1.0
 #: A bell older than this is a replay; younger tasks are remembered, so that each fires once.
 _FRESH = 600.0
 
@@ -92,7 +94,10 @@ class Listener:
     :param presence: a channel of this process's own; being subscribed to it shows that it lives.
     :param name: how ``CLIENT LIST`` calls the connection.
     :param announcer: what to do with a bell.
-    :param wake: called at each bell with the task's id, and with nothing after each subscription.
+    :param wake: called at each bell with the task's id.
+    :param resync: called after each subscription, with whether an earlier one was lost.
+    :param ping: seconds between pings.
+    :param pong: seconds that an answer may take.
     """
 
     def __init__(
@@ -102,7 +107,11 @@ class Listener:
         presence: str,
         name: str,
         announcer: Announcer,
-        wake: Callable[[str | None], None],
+        wake: Callable[[str], None],
+        resync: Callable[[bool], None],
+        *,
+        ping: float = _PING,
+        pong: float = _PONG,
     ) -> None:
         self._connector = connector
         self._channel = channel
@@ -112,13 +121,16 @@ class Listener:
         self._name = name
         self._announcer = announcer
         self._wake = wake
+        self._resync = resync
+        self._ping = ping
+        self._pong = pong
         self._stopped = threading.Event()
         self._subscribed = threading.Event()
         self._bells: deque[str] = deque(maxlen=_QUEUE_MAX)
         self._rung = threading.Event()
         self._pubsub: PubSub | None = None
         self._threads: list[threading.Thread] = []
-        self._junk_logged_at = -1.0
+        self._seldom = Seldom(_LOG)
 
     def start(self) -> None:
         """Start both threads."""
@@ -173,7 +185,7 @@ class Listener:
         if self._stopped.is_set():
             return
         if isinstance(error, RedisError | OSError):
-            if failures == 1:
+            if failures == 1 and self._seldom("lost"):
                 logger.warning("The listener lost Redis: %s: %s", type(error).__name__, error)
         else:
             logger.error("The listener failed; it starts again.", exc_info=error)
@@ -183,14 +195,14 @@ class Listener:
         pubsub = self._pubsub = client.pubsub()
         try:
             pubsub.subscribe(self._presence, self._channel)
-            ping_at, pong_by = time.monotonic() + _PING, float("inf")
+            ping_at, pong_by = time.monotonic() + self._ping, float("inf")
             while not self._stopped.is_set():
                 now = time.monotonic()
                 if now >= pong_by:
                     raise RedisConnectionError("Redis did not answer a ping")
                 if now >= ping_at:
                     pubsub.ping()
-                    ping_at, pong_by = now + _PING, min(pong_by, now + _PONG)
+                    ping_at, pong_by = now + self._ping, min(pong_by, now + self._pong)
                 message = pubsub.get_message(timeout=max(min(ping_at, pong_by) - now, 0.01))
                 if message is not None:
                     pong_by = float("inf")
@@ -207,7 +219,7 @@ class Listener:
                 self._sessions += 1
                 self._since = time.monotonic()
                 self._subscribed.set()
-                self._wake(None)
+                self._resync(self._sessions > 1)
         elif message["type"] == "message":
             match = _BELL.fullmatch(message["data"])
             if match:
@@ -223,9 +235,7 @@ class Listener:
         self._rung.set()
 
     def _log_junk(self, size: int) -> None:
-        now = time.monotonic()
-        if now - self._junk_logged_at >= 1 or self._junk_logged_at < 0:
-            self._junk_logged_at = now
+        if self._seldom("junk"):
             logger.warning("Junk of %d bytes on channel %s was dropped.", size, self._channel)
 
     def _hand_out(self) -> None:

@@ -118,6 +118,7 @@ class Runtime:
                     f"taskflow-listener:{self.owner}",
                     self.announcer,
                     self.wake,
+                    self.resync,
                 )
                 self._listener.start()
                 # What is claimed from here on bears this process's name.
@@ -134,6 +135,15 @@ class Runtime:
             return
         if task_id is None or tag_of(task_id) in {self._keys.tag(queue) for queue in engine.queues()}:
             engine.wake()
+
+    def resync(self, lost: bool) -> None:
+        """Make up for what was missed while no bell could be heard.
+
+        :param lost: whether bells were heard before.
+        """
+        engine = self._engine
+        if engine is not None:
+            engine.resync() if lost else engine.wake()
 
     def stop(self, timeout: float) -> None:
         """Stop the threads; wait at most ``timeout`` seconds for callbacks that run."""

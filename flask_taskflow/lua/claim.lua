@@ -1,16 +1,20 @@
 -- Lease the deliveries that are next, over all callbacks of one queue that this process has.
 -- KEYS: ready, delay, lease, dead, meta, body, error of each callback, then paused
--- ARGV: most deliveries, lease ms, owner, most losses, pause after a repeated loss ms,
---       whether expired leases may be taken over (1 or 0), most moves a callback
--- Returns: ok | again (more is due than one call may move), ms to the next due item or -1, dropped,
---          number of leases,
---          then for each delivery: index of its callback (from 0), id, token (0: lost too often and
---          dead now), failures, lost, body
+-- ARGV: when the caller has given up, ms by the server's clock, or 0; most deliveries, lease ms, owner,
+--       most losses, pause after a repeated loss ms, whether expired leases may be taken over (1 or 0),
+--       most moves a callback
+-- Returns: late, now (the caller has given up: nothing was done) | ok | again (more is due than one call
+--          may move), now, ms to the next due item or -1, dropped, number of leases, indices (from 0)
+--          of callbacks that have a key of a wrong type, then for each delivery: index of its callback,
+--          id, token (0: lost too often and dead now), failures, lost, body
 
 local now = now_ms()
+local latest = take_number()
+if latest > 0 and now > latest then return { 'late', int(now) } end
 local most, lease, owner, max_lost, pause = take_number(), take_number(), take(), take_number(), take_number()
 local reap, moves = take() == '1', take_number()
-local last, dropped, more, heads, rows = (#KEYS - 1) / 7 - 1, 0, false, {}, {}
+local sound, broken = sound_ones(0, (#KEYS - 1) / 7)
+local dropped, more, heads, rows = 0, false, {}, {}
 local paused = redis.call('EXISTS', KEYS[#KEYS]) == 1
 
 local function add_row(index, keys, id, meta, token)
@@ -28,13 +32,14 @@ local function each(index, members, visit)
     if meta and meta.member == member then
       visit(keys, member, id, meta)
     else
-      remove(keys, member)
+      -- A stray member must not take the delivery along whose id it bears.
+      remove(keys, member, meta)
       dropped = dropped + 1
     end
   end
 end
 
-for i = 0, last do
+for _, i in ipairs(sound) do
   local keys = keys_of(7 * i)
   local due = { '-inf', int(now), 'LIMIT', 0, moves }
   each(i, redis.call('ZRANGEBYSCORE', keys.delay, unpack(due)), function(_, member, _, meta)
@@ -47,7 +52,7 @@ for i = 0, last do
   end)
 end
 
-for i = 0, (more or paused) and -1 or last do
+for _, i in ipairs((more or paused) and {} or sound) do
   local head = redis.call('ZRANGE', KEYS[7 * i + 1], 0, most - 1, 'WITHSCORES')
   for k = 1, #head, 2 do
     heads[#heads + 1] = { member = head[k], score = tonumber(head[k + 1]), index = i }
@@ -68,5 +73,5 @@ for k = 1, math.min(most, #heads) do
 end
 
 local held = 0
-for i = 0, last do held = held + redis.call('ZCARD', KEYS[7 * i + 3]) end
-return { more and 'again' or 'ok', next_due(last, now), dropped, held, unpack(rows) }
+for _, i in ipairs(sound) do held = held + redis.call('ZCARD', KEYS[7 * i + 3]) end
+return { more and 'again' or 'ok', int(now), next_due(sound, now), dropped, held, broken, unpack(rows) }

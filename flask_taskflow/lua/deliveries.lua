@@ -31,12 +31,28 @@ local function keys_of(base)
   }
 end
 
--- Forget a delivery wherever it stands.
-local function remove(keys, member)
+-- Whether a key may be used by this command's kind: Redis stops a script at a key of the wrong type.
+local function fits(key, command) return type(redis.pcall(command, key)) == 'number' end
+
+-- The indices, from 0, of the callbacks whose keys all fit, and of the others, as a string. KEYS has
+-- seven for each, from after `base`; the steps over several callbacks pass the others by.
+local function sound_ones(base, count)
+  local sound, broken = {}, {}
+  for i = 0, count - 1 do
+    local fine = true
+    for k = 1, 7 do fine = fine and fits(KEYS[base + 7 * i + k], k < 5 and 'ZCARD' or 'HLEN') end
+    local list = fine and sound or broken
+    list[#list + 1] = i
+  end
+  return sound, table.concat(broken, ' ')
+end
+
+-- Forget a delivery wherever it stands, or only a member that is not the delivery's own.
+local function remove(keys, member, stray)
   for _, name in ipairs({ 'ready', 'delay', 'lease', 'dead' }) do
     redis.call('ZREM', keys[name], member)
   end
-  for _, name in ipairs({ 'meta', 'body', 'error' }) do
+  for _, name in ipairs(stray and {} or { 'meta', 'body', 'error' }) do
     redis.call('HDEL', keys[name], id_of(member))
   end
 end

@@ -8,7 +8,7 @@ local lease, running = take_number(), take_list()
 local reply = { 'ok' }
 for i = 1, #running, 3 do
   local lease_key, meta_key = KEYS[2 * running[i] + 1], KEYS[2 * running[i] + 2]
-  local meta = read_meta(meta_key, running[i + 1])
+  local meta = fits(lease_key, 'ZCARD') and fits(meta_key, 'HLEN') and read_meta(meta_key, running[i + 1])
   local held = meta and meta.token == tonumber(running[i + 2])
     and redis.call('ZSCORE', lease_key, meta.member)
   if held then

@@ -23,7 +23,7 @@ local function is_present(owner)
 end
 
 local held = 0
-for i = 0, #KEYS / 7 - 1 do
+for _, i in ipairs((sound_ones(0, #KEYS / 7))) do
   local keys = keys_of(7 * i)
   held = held + redis.call('ZCARD', keys.lease)
   local leases = redis.call('ZRANGE', keys.lease, 0, 99, 'WITHSCORES')

@@ -30,9 +30,9 @@ local function lose(keys, member, id, meta, max_lost, now, pause)
 end
 
 -- Milliseconds until something is due in the delays and leases of the callbacks, or -1.
-local function next_due(last, now)
+local function next_due(indices, now)
   local soonest
-  for i = 0, last do
+  for _, i in ipairs(indices) do
     for _, key in ipairs({ KEYS[7 * i + 2], KEYS[7 * i + 3] }) do
       local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
       if first[2] then soonest = math.min(soonest or math.huge, tonumber(first[2])) end

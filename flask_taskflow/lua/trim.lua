@@ -6,8 +6,8 @@
 
 local now, retention = now_ms(), take_number()
 local more, forgotten = trim(KEYS[1], KEYS[2], KEYS[3], now), 0
-for base = 3, #KEYS - 1, 7 do
-  local keys = keys_of(base)
+for _, i in ipairs((sound_ones(3, (#KEYS - 3) / 7))) do
+  local keys = keys_of(3 + 7 * i)
   local old = redis.call('ZRANGEBYSCORE', keys.dead, '-inf', int(now - retention), 'LIMIT', 0, 1000)
   for _, member in ipairs(old) do remove(keys, member) end
   more, forgotten = more or #old == 1000, forgotten + #old
