@@ -2,6 +2,7 @@
 
 from ._callbacks import Delivery, Reject, Retry, current_delivery
 from ._extension import TaskFlow
+from ._smart_otp import SmartOTPStrategy
 from ._task import Method, Recipient, Status, Task
 from .errors import (
     CodeExpired,
@@ -13,6 +14,7 @@ from .errors import (
     ResendTooSoon,
     SendFailed,
     SendLimitReached,
+    StrategyFailed,
     TaskExpired,
     TaskFlowError,
     TaskLocked,
@@ -51,7 +53,9 @@ __all__ = [
     "Retry",
     "SendFailed",
     "SendLimitReached",
+    "SmartOTPStrategy",
     "Status",
+    "StrategyFailed",
     "Task",
     "TaskExpired",
     "TaskFlow",

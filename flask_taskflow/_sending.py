@@ -88,7 +88,8 @@ class Sender:
         channel = self._channels[code.method]
         problem = otp = None
         try:
-            otp = self._otp(task, code, channel)
+            # The device makes the codes of a strategy that checks them.
+            otp = OTP("") if channel.checks else self._otp(task, code, channel)
             if otp is None:
                 otp, code = self._new_otp(task, code, channel)
             if otp is None:

@@ -239,9 +239,9 @@ class TaskStore:
             _refuse(word, rest)
         return self._read(task_id, rest), _time(rest[0]), int(rest[2])
 
-    def claim_use(self, name: str) -> bool:
+    def claim_use(self, method: str, address: str, use: str) -> bool:
         """Take one use of a code that the server did not make; false if it was taken before."""
-        key = f"{self._keys.prefix}:used:{self._keyring.recipient(name)}"
+        key = f"{self._keys.prefix}:used:{self._keyring.seal('used', method, address, use)}"
         return bool(self._client.set(key, "1", nx=True, px=_ms(_USE_KEPT)))
 
     def consume(self, task_id: str, method: str, own: Collection[str]) -> Task[Any]:

@@ -28,6 +28,7 @@ from .errors import (
     ResendTooSoon,
     SendFailed,
     SendLimitReached,
+    StrategyFailed,
     TaskTampered,
 )
 
@@ -47,6 +48,7 @@ _ANSWERED: tuple[type[Exception], ...] = (
     ResendTooSoon,
     SendFailed,
     SendLimitReached,
+    StrategyFailed,
     TaskTampered,
     UnsupportedMediaType,
 )

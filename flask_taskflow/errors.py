@@ -135,6 +135,13 @@ class SendLimitReached(_Limited):
     code = "send_limit"
 
 
+class StrategyFailed(TaskFlowError):
+    """A strategy could not tell whether a code is right; the attempt counts, the task lives."""
+
+    code = "strategy_failed"
+    status = 503
+
+
 class SendFailed(TaskFlowError):
     """A strategy could not send; the task exists and the code can be resent at once.
 

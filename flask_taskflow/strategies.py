@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass, field
+from datetime import datetime
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,20 @@ class BaseStrategy:
         """
         raise NotImplementedError("the extension derives this strategy's codes")
 
+    def check(self, task: Task[Any], otp: str, now: datetime) -> str | None:
+        """Tell whether a code is right that neither this package nor ``generate`` made.
+
+        Override it only for such codes; :meth:`send` is then called with an empty one. The attempt is
+        counted before.
+
+        :param task: the pending task, without a code.
+        :param otp: what was typed. Do not log it.
+        :param now: the Redis server's time.
+        :return: ``None`` if it is wrong, else a name for this use of it: each is accepted once for an
+            address, over all tasks, queues and processes.
+        """
+        raise NotImplementedError("the extension checks this strategy's codes")
+
     def send(self, task: Task[Any], otp: str) -> None:
         """Send a code; raise anything if that fails. Override it.
 
@@ -62,6 +77,7 @@ class Channel:
     :param address_field: the recipient's field it sends to, or ``None``.
     :param pattern: what a typed code may look like, or ``None`` for the configured digits.
     :param derives: whether the extension derives its codes.
+    :param checks: whether the strategy checks codes that are made elsewhere.
     """
 
     method: str
@@ -69,6 +85,7 @@ class Channel:
     address_field: str | None = field(init=False)
     pattern: re.Pattern[str] | None = field(init=False)
     derives: bool = field(init=False)
+    checks: bool = field(init=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.strategy, type) or not isinstance(self.strategy, BaseStrategy):
@@ -81,10 +98,12 @@ class Channel:
                 f"the strategy for {self.method} has address = {chosen!r}, which is no field of a "
                 f"recipient; use one of {sorted(Recipient.__dataclass_fields__)} or None"
             )
-        generate = type(self.strategy).generate
+        own = type(self.strategy)
+        checks = own.check is not BaseStrategy.check
         object.__setattr__(self, "address_field", chosen)
         object.__setattr__(self, "pattern", self._compiled())
-        object.__setattr__(self, "derives", generate is BaseStrategy.generate)
+        object.__setattr__(self, "derives", own.generate is BaseStrategy.generate and not checks)
+        object.__setattr__(self, "checks", checks)
 
     def _compiled(self) -> re.Pattern[str] | None:
         pattern = self.strategy.code_pattern
