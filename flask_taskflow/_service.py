@@ -126,7 +126,7 @@ class Service:
             address = channel.address(task.recipient)
             if self._store.claim_use(channel.method, address, use):
                 return self._store.consume(task_id, channel.method, self._names(task_id))
-        if left == 0:
+        elif left == 0:
             self._store.lock(task_id)
         raise WrongCode("this code is wrong, or was used before", attempts_left=left)
 

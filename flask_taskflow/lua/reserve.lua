@@ -12,7 +12,9 @@ local over = closed(got[1], got[2], now)
 if over then return over end
 
 local left = most - count_wrong(KEYS[1], mac_of(got[3]), window, now)
-if left < 0 or (left == 0 and not got[3]) then
+-- One that was reserved before may be right and on its way: it ends the task, or `lock` does.
+if left < 0 then return { 'finished', 'LOCKED' } end
+if left == 0 and not got[3] then
   finish(KEYS[1], KEYS[2], id, 'LOCKED', retention)
   return { 'locked' }
 end
