@@ -5,13 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
-from urllib.parse import urlsplit
 
-from redis import Connection, RedisError
-from redis.connection import parse_url
-
+from . import _providers
+from ._address import read_address
 from ._task import NAME, TTL_MAX, in_seconds, shown
 from .errors import ConfigError
 
@@ -21,8 +19,6 @@ DAY = 86400.0
 SECRET_KEY_MIN = 16
 
 _Parser = Callable[[Any], Any]
-_DATABASE = re.compile(r"/?[0-9]*")
-_SCHEMES = ("redis", "rediss", "unix", "embedded")
 
 
 def _seconds(minimum: float, maximum: float = 365 * DAY, *, or_zero: bool = False) -> _Parser:
@@ -64,29 +60,8 @@ def _prefix(value: object) -> str:
 
 
 def _url(value: object) -> str:
-    if isinstance(value, str):
-        try:
-            parts = urlsplit(value)
-            port = parts.port
-        except ValueError:
-            raise ValueError("its host or port cannot be read; quote special characters") from None
-        numbered = parts.scheme not in ("redis", "rediss") or _DATABASE.fullmatch(parts.path)
-        if parts.scheme in _SCHEMES and port != 0 and numbered and not parts.fragment:
-            _check_options(value, parts.scheme)
-            return value
-    raise ValueError("use redis://, rediss:// or unix:// as redis-py reads them, or embedded://")
-
-
-def _check_options(url: str, scheme: str) -> None:
-    try:
-        settings = parse_url(url) if scheme != "embedded" else {}
-        for name in ("max_connections", "timeout"):
-            settings.pop(name, None)
-        # This opens no connection; it fails for an unknown option.
-        settings.pop("connection_class", Connection)(**settings)
-    except (ValueError, TypeError, RedisError):
-        # The text of these errors may quote the URL, and with it a password.
-        raise ValueError("an option after its '?' is unknown or has a bad value") from None
+    read_address(value)
+    return str(value)
 
 
 def _queues(value: object) -> tuple[str, ...] | None:
@@ -136,6 +111,13 @@ class Config:
     drain: float = _key(20.0, _seconds(0.001, DAY, or_zero=True))
     dead_retention: float = _key(TTL_MAX, _seconds(60))
     queues: tuple[str, ...] | None = _key(None, _queues)
+    send_timeout: float = _key(10.0, _seconds(0.1, 300))
+    smtp_url: str | None = _key(None, _providers.smtp_url, shown=False)
+    email_sender: str | None = _key(None, _providers.email_sender)
+    sms_url: str | None = _key(None, _providers.sms_url, shown=False)
+    phone_region: str | None = _key(None, _providers.phone_region)
+    webotp_host: str | None = _key(None, _providers.webotp_host)
+    locale: str = _key("en", _providers.locale)
     autostart: bool = _key(True, _boolean)
     eager: bool = _key(False, _boolean)
 
@@ -152,7 +134,7 @@ class Config:
         for key, value in given.items():
             if key not in known:
                 raise ConfigError(f"{key} is not a setting of Flask-TaskFlow{_similar(key, known)}")
-            values[known[key].name] = _parsed(key, value, known[key].metadata["parse"])
+            values[known[key].name] = _parsed(key, value, known[key])
         config = cls(**values)
         config._check()
         return config
@@ -176,11 +158,11 @@ class Config:
             )
 
 
-def _parsed(key: str, value: object, parse: _Parser) -> Any:
+def _parsed(key: str, value: object, item: Field[Any]) -> Any:
     try:
-        return parse(value)
+        return item.metadata["parse"](value)
     except ValueError as error:
-        given = "" if parse is _url else f" = {shown(value)}"
+        given = "" if not item.repr else f" = {shown(value)}"
         raise ConfigError(f"{key}{given} cannot be used: {error}") from None
 
 

@@ -75,13 +75,14 @@ class Runtime:
     def present_owner(self) -> str:
         """The name under which this process leases: its own once others can see that it lives."""
         listener = self._listener
-        return self.owner if listener is not None and listener.present else NOBODY
+        seen = self._connector.sees_subscribers and listener is not None and listener.present
+        return self.owner if seen else NOBODY
 
     @property
     def may_look(self) -> bool:
         """Whether this process can tell which others live."""
         listener = self._listener
-        return listener is not None and listener.settled
+        return self._connector.sees_subscribers and listener is not None and listener.settled
 
     @property
     def started(self) -> bool:

