@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,7 @@ from werkzeug.test import TestResponse
 
 import flask_taskflow
 from flask_taskflow import (
+    BaseStrategy,
     ConfigError,
     InvalidCode,
     SendFailed,
@@ -256,6 +258,16 @@ def test_problem_codes_of_the_http_page_are_the_blueprints() -> None:
     assert set(documented) == set(_TITLES)
     for code in documented.keys() & classes.keys():
         assert documented[code] == classes[code]
+
+
+class Device(BaseStrategy):
+    """Takes every code once."""
+
+    def send(self, task: Any, otp: str) -> None:
+        pass
+
+    def check(self, task: Any, otp: str, now: datetime) -> str:
+        return otp
 
 
 class _Mail(socketserver.StreamRequestHandler):
@@ -567,7 +579,7 @@ def test_keys_table_of_the_deploy_page_is_complete(bank: Any, settings: dict[str
     def look() -> None:
         for key in client.scan_iter():
             name = re.sub(r"\{taskflow\.\w{8}\}", "T", key).replace("taskflow:", "P:", 1)
-            name = re.sub(r":task:\w+", ":task:<id>", name)
+            name = re.sub(r":task:\w+", ":task:<id>", re.sub(r":used:\w+", ":used:<HMAC>", name))
             kind = str(client.type(key)).replace("zset", "sorted set")
             seen.add((re.sub(r":h:\w+:", ":h:N:", name), kind))
 
@@ -587,6 +599,9 @@ def test_keys_table_of_the_deploy_page_is_complete(bank: Any, settings: dict[str
         look()
         travel(2)
         bank.taskflow.run_due()
+        bank.taskflow.register_strategy("DEVICE")(Device)
+        task = bank.taskflow.add_task("transfers", ORDER, allowed_methods=["DEVICE"], recipient={})
+        bank.taskflow.verify(task.id, "DEVICE", "123456")
         app.test_cli_runner().invoke(taskflow_cli, ["pause", "transfers"])
         look()
 
