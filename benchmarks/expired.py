@@ -6,9 +6,9 @@ verifications carry a wrong code, half the right one. Each number is the best of
 machine does can only add to it.
 
 It is taken twice: while all of them are there and nothing forgets them, and after ``flask taskflow worker``,
-a process with a callback thread, has run until nothing was left of them: no hash, no member of ``pending``, no
-recipient. The second one is held to the bound. The first is printed: the same steps meet colder memory in a
-server that holds gigabytes.
+a process with a callback thread, has run until nothing was left of them: no hash, no member of ``pending``,
+no recipient. The second one is held to the bound. The first is printed: the same steps meet colder memory in
+a server that holds gigabytes.
 
 The expired tasks are copies: one is added by ``add_task``; a script on the server copies its hash to new ids,
 and gives each copy its member of ``pending`` and its recipient, with the times of tasks whose life ended

@@ -472,9 +472,7 @@ def test_interrupt_of_the_owners_group_spares_the_server(spawn: Spawn, make: Mak
     assert answers(socket)
 
 
-def test_stop_deleted_directory_warns(
-    directory: Path, make: Make, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_stop_deleted_directory_warns(directory: Path, make: Make, caplog: pytest.LogCaptureFixture) -> None:
     server = make()
     with client_of(server.start()) as client:
         client.ping()
