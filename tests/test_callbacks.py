@@ -410,7 +410,7 @@ def test_more_due_than_one_call_may_move_keeps_the_order(
 
     assert (first.again, first.deliveries) == (True, [])
     assert second.again is False
-    ranks = [int(redis.hget(meta, item.task_id).split()[2]) for item in second.deliveries]  # type: ignore[union-attr]
+    ranks = [int(redis.hget(meta, item.task_id).split()[2]) for item in second.deliveries]
     assert ranks == list(range(601, 585, -1))
 
 

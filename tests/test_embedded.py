@@ -118,7 +118,7 @@ def make(directory: Path) -> Iterator[Make]:
         yield make
 
 
-def client_of(socket: str | Path) -> Redis[str]:
+def client_of(socket: str | Path) -> Redis:
     retry = Retry(NoBackoff(), 0)
     return Redis(unix_socket_path=str(socket), decode_responses=True, retry=retry)
 
