@@ -1,8 +1,10 @@
 """One-time codes for actions that must wait for them, for Flask."""
 
 from ._callbacks import Delivery, Reject, Retry, current_delivery
+from ._email import EmailStrategy
 from ._extension import TaskFlow
 from ._smart_otp import SmartOTPStrategy
+from ._sms import SMSStrategy
 from ._task import Method, Recipient, Status, Task
 from .errors import (
     CodeExpired,
@@ -41,6 +43,7 @@ __all__ = [
     "ConfigError",
     "ConsoleStrategy",
     "Delivery",
+    "EmailStrategy",
     "InvalidCode",
     "InvalidTask",
     "Method",
@@ -51,6 +54,7 @@ __all__ = [
     "Reject",
     "ResendTooSoon",
     "Retry",
+    "SMSStrategy",
     "SendFailed",
     "SendLimitReached",
     "SmartOTPStrategy",
