@@ -46,7 +46,7 @@ def draft_task(
     """
     name = check_name(queue, "queue")
     allowed = check_methods(allowed_methods, "allowed_methods")
-    whom = check_recipient(recipient)
+    whom = read_recipient(channels, recipient)
     rank = check_priority(priority)
     life = config.task_ttl if ttl is None else check_seconds(ttl, "ttl", maximum=TTL_MAX)
     if timeout is None:
@@ -69,6 +69,19 @@ def draft_task(
         priority=rank,
         ttl=life,
     ), methods
+
+
+def read_recipient(channels: Mapping[str, Channel], value: object) -> Recipient:
+    """Return a recipient whose addresses are in the one form that the strategies write them in.
+
+    :raises InvalidTask: if an address is unusable.
+    """
+    whom = check_recipient(value)
+    for channel in list(channels.values()):
+        name = channel.address_field
+        if name is not None and (address := channel.address(whom)):
+            whom = check_recipient({**whom.addresses(), name: channel.strategy.normalise(address)})
+    return whom
 
 
 def _summary(value: object) -> str | None:

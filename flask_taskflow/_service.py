@@ -15,13 +15,13 @@ from ._audit import record
 from ._callbacks import Callback
 from ._config import Config
 from ._connect import Connector
-from ._drafting import draft_task
+from ._drafting import draft_task, read_recipient
 from ._operations import Operations
 from ._otp import OTP, Keyring, mask_all, read_code
 from ._runtime import Runtime
 from ._sending import Sender
 from ._store import TASK_ID, Issued, Keys, TaskStore, tag_of
-from ._task import Recipient, Task, check_method, check_recipient
+from ._task import Recipient, Task, check_method
 from .errors import (
     ConfigError,
     MethodNotAllowed,
@@ -148,7 +148,7 @@ class Service:
 
     def update_recipient(self, task_id: str, recipient: Recipient | Mapping[str, str | None]) -> Task[Any]:
         """Change addresses of a pending task."""
-        addresses = check_recipient(recipient).addresses()
+        addresses = read_recipient(self._channels, recipient).addresses()
         self._start_at_call()
         try:
             _check_id(task_id)

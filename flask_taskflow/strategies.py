@@ -59,6 +59,16 @@ class BaseStrategy:
         """
         raise NotImplementedError("the extension checks this strategy's codes")
 
+    def normalise(self, address: str) -> str:
+        """Return an address in one form, however it is spelt: tasks and limits keep that.
+
+        Override it where one address has several spellings. It is called inside the app context, for
+        each address of its field, before anything is stored or sent.
+
+        :raises InvalidTask: raise it if nothing can be sent there.
+        """
+        return address
+
     def send(self, task: Task[Any], otp: str) -> None:
         """Send a code; raise anything if that fails. Override it.
 

@@ -48,6 +48,9 @@ class _Kept(OutboxStrategy):
         self.code_pattern = channel.strategy.code_pattern
         self._strategy = channel.strategy
 
+    def normalise(self, address: str) -> str:
+        return self._strategy.normalise(address)
+
 
 class _KeptWithItsCodes(_Kept):
     """Stand in for a strategy that makes its own codes."""
