@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -77,9 +78,13 @@ class Connector:
             return cast(Redis, self._cluster_client())
         settings = {"connection_class": self._class, **self._pool, **self._settings}
         if self._address.sentinels:
-            pool: type[SentinelConnectionPool] = _BlockingSentinelPool
-            return Redis(connection_pool=pool(*self._sentinel(), **settings))
-        return Redis(connection_pool=BlockingConnectionPool(**settings))
+            pool: ConnectionPool = _BlockingSentinelPool(*self._sentinel(), **settings)
+        else:
+            pool = BlockingConnectionPool(**settings)
+        client = Redis(connection_pool=pool)
+        # An app that is collected leaves no open socket behind.
+        weakref.finalize(client, pool.disconnect).atexit = False
+        return client
 
     def listener_client(self, name: str) -> Redis:
         """Return a client for one subscriber, outside the pool; in a cluster, for another node each time.

@@ -43,7 +43,7 @@ class SmartOTPStrategy(BaseStrategy):
     def __init__(self, secret_for: SecretFor | None = None, *, digits: int = 6, interval: int = 30) -> None:
         if digits not in (6, 7, 8) or not 1 <= interval <= 300:
             raise ConfigError("SmartOTPStrategy takes 6 to 8 digits and an interval of 1 to 300 seconds")
-        if find_spec("pyotp") is None:
+        if find_spec("pyotp") is None or find_spec("segno") is None:
             raise ConfigError(_MISSING)
         self._secret_for = secret_for
         self._digits = digits
@@ -74,15 +74,32 @@ class SmartOTPStrategy(BaseStrategy):
     def provisioning_uri(self, secret: str, *, account: str, issuer: str) -> str:
         """Return the ``otpauth://`` URI that enrols a device; show it once, as a QR code.
 
-        :param secret: the device's secret, as :func:`new_secret` made it.
+        :param secret: the device's secret, as :meth:`new_secret` made it.
         :param account: whose it is, as the authenticator app shows it.
         :param issuer: your app's name.
         """
         return str(self._totp(secret).provisioning_uri(name=account, issuer_name=issuer))
 
+    @staticmethod
+    def new_secret() -> str:
+        """Return a new secret for a device: 160 random bits in base32 (RFC 4226, section 4, R6)."""
+        return base64.b32encode(secrets.token_bytes(20)).decode()
+
+    @staticmethod
+    def qr_svg(uri: str) -> str:
+        """Return a provisioning URI as a QR code, an SVG to put into a page.
+
+        :param uri: what :meth:`provisioning_uri` returned; it holds the secret.
+        """
+        import segno
+
+        return str(segno.make(uri, error="m").svg_inline(scale=4))
+
     def _totp(self, secret: str) -> TOTP:
         if len(_decoded(secret)) < SECRET_MIN:
-            raise ConfigError(f"a device's secret must have {SECRET_MIN} bytes or more: use new_secret()")
+            raise ConfigError(
+                f"a device's secret must have {SECRET_MIN} bytes or more: use SmartOTPStrategy.new_secret()"
+            )
         from pyotp import TOTP
 
         return TOTP(secret, digits=self._digits, interval=self._interval)
@@ -93,22 +110,4 @@ def _decoded(secret: str) -> bytes:
         return base64.b32decode(secret + "=" * (-len(secret) % 8), casefold=True)
     except (ValueError, TypeError):
         # The text of the error may show the secret.
-        raise ConfigError("a device's secret must be base32: use new_secret()") from None
-
-
-def new_secret() -> str:
-    """Return a new secret for a device: 160 random bits in base32 (RFC 4226, section 4, R6)."""
-    return base64.b32encode(secrets.token_bytes(20)).decode()
-
-
-def qr_svg(uri: str) -> str:
-    """Return a provisioning URI as a QR code, an SVG to put into a page.
-
-    :param uri: what ``provisioning_uri`` returned; it holds the secret.
-    :raises ConfigError: if the extra ``[smart-otp]`` is not installed.
-    """
-    try:
-        import segno
-    except ImportError:
-        raise ConfigError(_MISSING) from None
-    return str(segno.make(uri, error="m").svg_inline(scale=4))
+        raise ConfigError("a device's secret must be base32: use SmartOTPStrategy.new_secret()") from None

@@ -6,6 +6,7 @@ import base64
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pyotp
@@ -25,15 +26,14 @@ from flask_taskflow import (
     TaskLocked,
     WrongCode,
 )
-from flask_taskflow._smart_otp import new_secret, qr_svg
 
-SECRET = new_secret()
+SECRET = SmartOTPStrategy.new_secret()
 DEVICE = "phone-1"
 
 
 @pytest.fixture
 def smart(make_app: MakeApp, taskflow: TaskFlow) -> Flask:
-    secrets = {DEVICE: SECRET, "phone-2": new_secret()}
+    secrets = {DEVICE: SECRET, "phone-2": SmartOTPStrategy.new_secret()}
     taskflow.register_strategy("SMART_OTP")(SmartOTPStrategy(secrets.get))
     app = make_app()
     app.register_blueprint(taskflow.blueprint)
@@ -269,7 +269,7 @@ def test_short_secret_is_refused_with_the_cure(
         with pytest.raises(StrategyFailed):
             taskflow.verify(task.id, "SMART_OTP", "135790")
 
-    assert "must have 16 bytes or more: use new_secret()" in caplog.text
+    assert "must have 16 bytes or more: use SmartOTPStrategy.new_secret()" in caplog.text
     assert "ABCDEFGH" not in caplog.text
 
 
@@ -293,7 +293,24 @@ def test_enrolment_gives_a_uri_and_a_picture() -> None:
     parsed: Any = pyotp.parse_uri(uri)
     assert parsed.at(59) == pyotp.TOTP(SECRET).at(59)
     assert "issuer=Bank" in uri
-    assert qr_svg(uri).startswith("<svg")
+    assert strategy.qr_svg(uri).startswith("<svg")
+
+
+def test_example_of_the_page_runs(redis: Any, server: str, now: Callable[[], datetime]) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "smart-otp.md").read_text("utf-8")
+    source = page.partition("<!-- test: smart otp -->\n```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(source.replace("embedded://", server), names)  # noqa: S102
+
+    names["app"].testing = True
+    with names["app"].app_context():
+        picture = names["enrol"]("phone-1", "ada@example.com")
+        task = names["ask"]("phone-1")
+        code = code_at(now(), names["devices"]["phone-1"])
+        verified = names["taskflow"].verify(task.id, "SMART_OTP", code)
+
+    assert picture.startswith("<svg")
+    assert verified.status is Status.SUCCESS
 
 
 @pytest.mark.parametrize("options", [{"digits": 5}, {"digits": 9}, {"interval": 0}])
