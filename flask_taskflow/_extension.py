@@ -19,7 +19,7 @@ from ._otp import OTP, Keyring
 from ._service import Service
 from ._task import Recipient, Task, check_method
 from .blueprint import make_blueprint
-from .errors import ConfigError
+from .errors import ConfigError, InvalidTask
 from .strategies import BaseStrategy, Channel
 
 StrategyT = TypeVar("StrategyT", bound=BaseStrategy | type[BaseStrategy])
@@ -76,7 +76,10 @@ class TaskFlow:
         :param method: a :class:`~flask_taskflow.Method` or a name of the app's own.
         :raises ConfigError: if the strategy cannot be used.
         """
-        name = check_method(method)
+        try:
+            name = check_method(method)
+        except InvalidTask as error:
+            raise ConfigError(str(error)) from None
 
         def register(strategy: StrategyT) -> StrategyT:
             instance = strategy() if isinstance(strategy, type) else strategy
@@ -107,7 +110,7 @@ class TaskFlow:
             backoff_time = backoff_time.total_seconds()
 
         def register(function: FunctionT) -> FunctionT:
-            chosen = function.__qualname__.replace("<locals>.", "") if name is None else name
+            chosen = getattr(function, "__qualname__", "").replace("<locals>.", "") if name is None else name
             callback = Callback(queue, chosen, function, max_attempts, backoff_strategy, backoff_time)
             known = self._callbacks.setdefault(queue, {})
             if chosen in known:

@@ -156,7 +156,7 @@ def _problem_for(error: Exception) -> Response:
         return _problem(400, OTPRejected.code)
     if isinstance(error, ResendTooSoon | SendLimitReached | SendFailed):
         wait = getattr(error, "retry_after", 1.0)
-        return _problem(error.status, error.code, retry_after=max(math.ceil(wait), 1))
+        return _problem(error.http_status, error.code, retry_after=max(math.ceil(wait), 1))
     return _problem(503, "unavailable", retry_after=_RETRY_AFTER_OUTAGE)
 
 

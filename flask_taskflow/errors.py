@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 class TaskFlowError(Exception):
     """The root of every error of this package.
 
-    ``code`` is a stable machine-readable word; ``status`` the HTTP status that the blueprint answers.
+    ``code`` is a stable machine-readable word; ``http_status`` the status that the blueprint answers.
     """
 
     code: ClassVar[str] = "error"
-    status: ClassVar[int] = 500
+    http_status: ClassVar[int] = 500
 
 
 class ConfigError(TaskFlowError):
@@ -28,21 +28,21 @@ class InvalidTask(TaskFlowError, ValueError):
     """An argument describes no usable task; nothing was stored or sent."""
 
     code = "invalid_task"
-    status = 422
+    http_status = 422
 
 
 class InvalidCode(TaskFlowError, ValueError):
     """The typed text cannot be a code at all: no attempt was used."""
 
     code = "invalid_code"
-    status = 422
+    http_status = 422
 
 
 class TaskTampered(TaskFlowError):
     """What Redis holds of a task does not bear this app's seal: it was changed from outside."""
 
     code = "task_tampered"
-    status = 503
+    http_status = 503
 
 
 class OTPRejected(TaskFlowError):
@@ -53,7 +53,7 @@ class OTPRejected(TaskFlowError):
     """
 
     code = "otp_rejected"
-    status = 400
+    http_status = 400
 
     def __init__(self, message: str, *, attempts_left: int | None = None) -> None:
         super().__init__(message)
@@ -106,7 +106,7 @@ class TaskNotPending(OTPRejected):
 
     def __init__(self, message: str, *, status: str = "") -> None:
         super().__init__(message)
-        self.task_status = status
+        self.status = status
 
 
 class _Limited(TaskFlowError):
@@ -116,7 +116,7 @@ class _Limited(TaskFlowError):
     :param retry_after: seconds until the same call can succeed.
     """
 
-    status = 429
+    http_status = 429
 
     def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
         super().__init__(message)
@@ -139,7 +139,7 @@ class StrategyFailed(TaskFlowError):
     """A strategy could not tell whether a code is right; the attempt counts, the task lives."""
 
     code = "strategy_failed"
-    status = 503
+    http_status = 503
 
 
 class SendFailed(TaskFlowError):
@@ -151,7 +151,7 @@ class SendFailed(TaskFlowError):
     """
 
     code = "send_failed"
-    status = 503
+    http_status = 503
 
     def __init__(self, message: str, *, task: Task[Any] | None = None, methods: tuple[str, ...] = ()) -> None:
         super().__init__(message)

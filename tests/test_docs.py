@@ -253,7 +253,7 @@ def test_csrf_exempt_example_frees_the_routes_only(load: Load, bank: Any, eager:
 
 def test_problem_codes_of_the_http_page_are_the_blueprints() -> None:
     documented = {row[1]: int(row[0]) for row in rows("http.md", "## Errors")}
-    classes = {error.code: error.status for error in public_errors()}
+    classes = {error.code: error.http_status for error in public_errors()}
 
     assert set(documented) == set(_TITLES)
     for code in documented.keys() & classes.keys():
@@ -636,4 +636,4 @@ def test_api_page_lists_every_public_name() -> None:
 def test_errors_table_of_the_api_page_is_right() -> None:
     documented = [(row[0], row[1], int(row[2])) for row in rows("api.md", "## Errors")]
 
-    assert documented == [(error.__name__, error.code, error.status) for error in public_errors()]
+    assert documented == [(error.__name__, error.code, error.http_status) for error in public_errors()]

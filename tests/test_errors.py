@@ -81,7 +81,7 @@ def test_codes_are_words_of_their_own() -> None:
     ],
 )
 def test_status_is_what_http_answers(name: str, status: int) -> None:
-    assert CLASSES[name].status == status
+    assert CLASSES[name].http_status == status
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -102,7 +102,7 @@ def test_error_survives_a_pickle(name: str, protocol: int) -> None:
         (errors.WrongCode("wrong", attempts_left=3), "attempts_left", 3),
         (errors.ResendTooSoon("soon", retry_after=12.5), "retry_after", 12.5),
         (errors.SendLimitReached("enough", retry_after=60), "retry_after", 60),
-        (errors.TaskNotPending("over", status=Status.SUCCESS), "task_status", Status.SUCCESS),
+        (errors.TaskNotPending("over", status=Status.SUCCESS), "status", Status.SUCCESS),
         (errors.SendFailed("failed", task=TASK, methods=("SMS",)), "task", TASK),
         (errors.SendFailed("failed", task=TASK, methods=("SMS",)), "methods", ("SMS",)),
     ],

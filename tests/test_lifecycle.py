@@ -375,7 +375,7 @@ def test_task_when_ended_takes_no_more_steps_and_is_kept_for_retention(
         with pytest.raises(OTPRejected) as refused:
             call()
         if isinstance(refused.value, TaskNotPending):
-            assert refused.value.task_status == end
+            assert refused.value.status == end
         else:
             assert isinstance(refused.value, TaskLocked)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -88,6 +89,17 @@ class Node:
         """End the process at once, as kill -9 does."""
         self.process.kill()
         self.process.wait()
+
+    @contextmanager
+    def frozen(self, seconds: float) -> Iterator[None]:
+        """Freeze the process for a while, so that a second attempt would meet a server that answers."""
+        thaw = threading.Timer(seconds, self.process.send_signal, [signal.SIGCONT])
+        self.process.send_signal(signal.SIGSTOP)
+        thaw.start()
+        try:
+            yield
+        finally:
+            thaw.join()
 
     def listeners(self) -> list[str]:
         """The names of the listeners that are subscribed here."""
@@ -349,7 +361,7 @@ class Load:
             self._taskflow.verify(task_id, "EMAIL", otp)
         except TaskNotPending as error:
             # The reply of the call before was lost, not its effect.
-            return error.task_status == "SUCCESS"
+            return error.status == "SUCCESS"
         except RedisError:
             self.errors += 1
             return False
