@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,12 +167,8 @@ def test_lost_reply_has_one_effect(client: Any, servers: Cluster) -> None:
     client.get("counter")
     node = servers.primary_of(key_slot(b"counter"))
 
-    node.process.send_signal(signal.SIGSTOP)
-    try:
-        with pytest.raises(RedisTimeoutError):
-            client.incr("counter")
-    finally:
-        node.process.send_signal(signal.SIGCONT)
+    with node.frozen(0.45), pytest.raises(RedisTimeoutError):
+        client.incr("counter")
 
     assert wait_for(lambda: client.get("counter"), "the effect") == b"1"
     assert client.get("counter") == b"1"
@@ -199,6 +197,36 @@ def test_pool_of_20_connections_a_node_serves_200_threads(
     for node in servers.nodes:
         names = [one for one in node.client.client_list(_type="normal") if one["lib-name"]]
         assert len(names) <= 20 + 5
+
+
+def test_rule_of_the_docs_suffices(
+    make_app: MakeApp, taskflow: TaskFlow, box: Outbox, servers: Cluster
+) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "redis.md").read_text("utf-8")
+    rule, more = (
+        re.findall(rf"^<!-- test: {name} -->\n```\n(.*)\n```$", page, re.M)[0].split()
+        for name in ("acl", "acl in a cluster")
+    )
+    done, heard = threading.Event(), threading.Event()
+    taskflow.on_task_verified("q", name="work")(lambda task: done.set())
+    for node in servers.nodes:
+        node.ask("ACL", "SETUSER", *rule[1:], *more)
+        node.ask("ACL", "LOG", "RESET")
+
+    def hear(sender: object, **_: Any) -> None:
+        heard.set()
+
+    with make_app(redis_url=servers.url.replace("//", "//taskflow:change-me@")).app_context():
+        taskflow.start()
+        with task_verified.connected_to(hear):
+            task = add(taskflow)
+            taskflow.verify(task.id, "EMAIL", box[-1].otp)
+            assert done.wait(10)
+            assert heard.wait(10)
+        taskflow.stop(5)
+
+    refused = {entry["object"] for node in servers.nodes for entry in node.client.acl_log()}
+    assert refused <= {"client|setinfo"}
 
 
 def test_lease_bears_no_name_because_no_node_sees_all_subscribers(
