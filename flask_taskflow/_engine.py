@@ -111,14 +111,20 @@ class Engine:
 
     def stop(self, timeout: float) -> None:
         """Claim nothing more, wait for what runs, at most ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
         self._draining.set()
         self._wake.set()
-        with self._idle:
-            self._idle.wait_for(lambda: not self._running(), timeout)
+        self._wait_idle(timeout)
         self._stopped.set()
         self._wake.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(self._config.redis_timeout + 1)
+        # What the last claim began meanwhile.
+        self._wait_idle(deadline - time.monotonic())
+
+    def _wait_idle(self, timeout: float) -> None:
+        with self._idle:
+            self._idle.wait_for(lambda: not self._running(), max(timeout, 0))
 
     def queues(self) -> list[str]:
         """Return the queues that this process serves: those of its callbacks, or fewer as configured."""
@@ -209,9 +215,14 @@ class Engine:
         return wait
 
     def _claim_from(self, queue: str, free: int, reap: bool) -> float:
-        owner = self._presence.present_owner
+        asked, owner = time.monotonic(), self._presence.present_owner
         claim = self._store.claim(queue, sorted(self._callbacks[queue]), free, owner=owner, reap=reap)
         self._mourn(claim.dead)
+        if self._draining.is_set() or time.monotonic() - asked >= self._config.lease:
+            # This process ends, or it or the reply was held up and others may run these already.
+            for item in claim.deliveries:
+                self._store.release(item)
+            return 0.0
         for item in claim.deliveries:
             self._begin(Attempt(item, self._callbacks[queue][item.callback]))
         self._look_soon(queue, claim.held)
@@ -273,14 +284,16 @@ class Engine:
 
     def _beat(self, running: list[Attempt]) -> None:
         for queue in {attempt.item.queue for attempt in running}:
-            ours = {attempt.item: attempt for attempt in running if attempt.item.queue == queue}
-            for item in self._store.extend(queue, list(ours)):
-                if not ours[item].robbed:
-                    ours[item].robbed = True
+            ours = [attempt for attempt in running if attempt.item.queue == queue]
+            lost = self._store.extend(queue, [attempt.item for attempt in ours])
+            for attempt in ours:
+                # One whose success is on its way may be done already.
+                if attempt.item in lost and not (attempt.robbed or attempt.acks):
+                    attempt.robbed = True
                     logger.warning(
                         "The lease of %s on task %s was lost: it may run twice.",
-                        item.callback,
-                        item.task_id,
+                        attempt.item.callback,
+                        attempt.item.task_id,
                     )
 
     def _running(self) -> list[Attempt]:

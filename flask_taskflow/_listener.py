@@ -38,7 +38,7 @@ _PONG = 5.0
 _BACKOFF_MAX = 5.0
 _QUEUE_MAX = 1000
 _SETTLE = 10.0
-_LOG = 1.0
+_LOG = 2.0
 #: A bell older than this is a replay; younger tasks are remembered, so that each fires once.
 _FRESH = 600.0
 
@@ -247,6 +247,7 @@ class Listener:
                 try:
                     self._announcer.announce(task_id)
                 except RedisError as error:
-                    logger.warning("task_verified is lost for %s: %s", task_id, error)
+                    if self._seldom("bell"):
+                        logger.warning("task_verified is lost for %s: %s", task_id, error)
                 except Exception:
                     logger.exception("task_verified is lost for %s.", task_id)

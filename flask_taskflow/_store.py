@@ -14,6 +14,7 @@ from importlib.resources import files
 from typing import Any, NoReturn
 
 from redis import Redis
+from redis.exceptions import NoScriptError
 
 from . import errors
 from ._audit import record
@@ -57,7 +58,11 @@ class Scripts:
         if script is None:
             text = f"{self._head}\n{self._read(step)}"
             script = self._scripts[step] = self._client.register_script(text)
-        reply: list[Any] = script(keys=keys, args=args)
+        try:
+            reply: list[Any] = script(keys=keys, args=args)
+        except NoScriptError:
+            # The scripts were flushed once more, between loading and running.
+            reply = self._client.eval(str(script.script), len(keys), *keys, *args)
         return [reply[0].decode(), *reply[1:]]
 
     def _read(self, name: str) -> str:
