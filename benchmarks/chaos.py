@@ -377,7 +377,7 @@ def why_again(before: Run, after: Run, faults: Sequence[Fault]) -> str:
         return "killed in the callback"
     # A report may be late by the backoff of a reporter that met a dead Redis, and a lease.
     between = [fault for fault in faults if fault.ended > before.begun - _LEASE and fault.begun < after.begun]
-    kinds = {fault.kind for fault in between if fault.pid in (0, before.pid)}
+    kinds = {fault.kind for fault in between if fault.pid in (0, before.pid, after.pid)}
     for kind, reason in (
         ("roll_back", "Redis rolled back"),
         ("kill_worker", "killed between callback and report"),
@@ -390,13 +390,21 @@ def why_again(before: Run, after: Run, faults: Sequence[Fault]) -> str:
     return "UNEXPLAINED"
 
 
+def near(faults: Sequence[Fault], begun: float, ended: float) -> list[Fault]:
+    """Return the faults of that time and five seconds before and after."""
+    return [fault for fault in faults if fault.begun < ended + 5 and fault.ended > begun - 5]
+
+
 def repeats(runs: dict[str, list[Run]], faults: Sequence[Fault]) -> Counter[str]:
     """Count the runs that repeat one that did not fail, by reason."""
     reasons: Counter[str] = Counter()
     for each in runs.values():
         for before, after in pairwise(each):
             if before.how != "failed" or before.ended > after.begun:
-                reasons[why_again(before, after, faults)] += 1
+                why = why_again(before, after, faults)
+                reasons[why] += 1
+                if why == "UNEXPLAINED":
+                    print(before, after, *near(faults, before.begun, after.begun), sep="\n  ")
     return reasons
 
 
@@ -458,11 +466,11 @@ def wreak(fleet: Fleet, producer: Producer, tasks: int, seconds: float, seed: in
     return drained
 
 
-def run(*, seconds: float, workers: int, deliveries: int, seed: int) -> int:
+def run(*, seconds: float, workers: int, deliveries: int, fsync: str, seed: int) -> int:
     """Run it all and print what happened; return the exit status."""
     tasks = -(-deliveries // len(CALLBACKS))
     with ExitStack() as stack:
-        server = stack.enter_context(own_server())
+        server = stack.enter_context(own_server("--appendfsync", fsync))
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="taskflow-")))
         fleet, producer = Fleet(server, directory), Producer(server.url)
         stack.callback(fleet.end)
@@ -477,7 +485,7 @@ def run(*, seconds: float, workers: int, deliveries: int, seed: int) -> int:
             service.client.close()
         log = (directory / "workers.log").read_text("utf-8", "replace")
     again = repeats(runs, fleet.faults)
-    print(f"seed {seed}, {seconds:.0f} s, {workers} workers, leases of {_LEASE:g} s")
+    print(f"seed {seed}, {seconds:.0f} s, {workers} workers, leases of {_LEASE:g} s, appendfsync {fsync}")
     print_counts("faults", Counter(fault.kind for fault in fleet.faults))
     print_counts("errors that the producer met and overcame", producer.refused)
     enqueued = len(producer.accepted) * len(CALLBACKS)
@@ -489,7 +497,9 @@ def run(*, seconds: float, workers: int, deliveries: int, seed: int) -> int:
     crashes = log.count("The callback scheduler failed") + log.count("could not be ended")
     print(f"errors of the engine itself: {crashes}")
     for delivery in lost[:20]:
-        print("LOST", delivery)
+        accepted = producer.accepted[delivery.partition(":")[0]]
+        print("LOST", delivery, accepted, *runs.get(delivery, []), sep="\n  ")
+        print(*near(fleet.faults, accepted, accepted), sep="\n  ")
     good = drained and not lost and not again["UNEXPLAINED"] and not crashes and not found["waiting"]
     good = good and sum(found.values()) == enqueued
     print(f"lost: {len(lost)}; {'as required' if good else 'NOT AS REQUIRED'}")
@@ -509,6 +519,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--deliveries", type=int, default=3000)
+    parser.add_argument("--fsync", choices=["always", "everysec"], default="always")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     arguments = parser.parse_args()
     logging.getLogger("flask_taskflow").addHandler(logging.NullHandler())
@@ -516,6 +527,7 @@ def main() -> int:
         seconds=60 * arguments.minutes,
         workers=arguments.workers,
         deliveries=arguments.deliveries,
+        fsync=arguments.fsync,
         seed=arguments.seed,
     )
 
