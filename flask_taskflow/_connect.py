@@ -78,7 +78,8 @@ class Connector:
             return cast(Redis, self._cluster_client())
         settings = {"connection_class": self._class, **self._pool, **self._settings}
         if self._address.sentinels:
-            pool: ConnectionPool = _BlockingSentinelPool(*self._sentinel(), **settings)
+            make: type[ConnectionPool] = _BlockingSentinelPool
+            pool = make(*self._sentinel(), **settings)
         else:
             pool = BlockingConnectionPool(**settings)
         client = Redis(connection_pool=pool)

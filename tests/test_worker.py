@@ -313,7 +313,7 @@ def test_worker_without_a_callback_says_what_to_do(tmp_path: Path, server: str) 
     result = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN, check=False)
 
     assert result.returncode == 1
-    assert "this app has no callback: register one" in result.stderr
+    assert "this app has no callback for these queues: register one" in result.stderr
 
 
 def test_kill_with_default_settings_runs_it_elsewhere_within_five_seconds(
