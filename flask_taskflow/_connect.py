@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -78,7 +78,7 @@ class Connector:
             return cast(Redis, self._cluster_client())
         settings = {"connection_class": self._class, **self._pool, **self._settings}
         if self._address.sentinels:
-            make: type[ConnectionPool] = _BlockingSentinelPool
+            make: Callable[..., ConnectionPool] = _BlockingSentinelPool
             pool = make(*self._sentinel(), **settings)
         else:
             pool = BlockingConnectionPool(**settings)
