@@ -339,7 +339,7 @@ class Producer:
                 self.taskflow.verify(task.id, "EMAIL", code)
             except TaskNotPending as error:
                 # The reply to an earlier try was lost.
-                if error.task_status != Status.SUCCESS:
+                if error.status != Status.SUCCESS:
                     raise
             except RedisError as error:
                 self.refused[type(error).__name__] += 1
