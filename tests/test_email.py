@@ -671,3 +671,18 @@ def test_example_of_the_page_pays(
     assert answer.get_json()["status"] == "SUCCESS"
     assert "Paying 50 to Bob" in capsys.readouterr().out
     assert plain.replace(code, "492817").replace("\r\n", "\n") == block("email.md", "message")
+
+
+def test_session_that_is_too_slow_is_cut(mailing: Callable[..., Flask], taskflow: TaskFlow) -> None:
+    ended = threading.Event()
+
+    def drip_until_cut(client: socket.socket) -> None:
+        try:
+            drip(client)
+        finally:
+            ended.set()
+
+    with raw_server(drip_until_cut) as port:
+        fail(mailing(f"smtp://localhost:{port}?starttls=no", send_timeout=0.3), taskflow)
+
+        assert ended.wait(2)
