@@ -12,7 +12,7 @@ from typing import Any
 
 from redis import BlockingConnectionPool, ConnectionPool, RedisCluster
 from redis.backoff import NoBackoff
-from redis.cluster import ClusterNode
+from redis.cluster import PRIMARY, ClusterNode
 from redis.commands import RedisClusterCommands
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisClusterException, SlotNotCoveredError
@@ -109,7 +109,7 @@ class ClusterClient(RedisClusterCommands):
 
     def _look_up(self) -> RedisCluster:
         (host, port), *others = self._seeds
-        return RedisCluster(
+        return _Cluster(
             # Only with a URL redis-py takes a pool of another class.
             url=f"redis://[{host}]:{port}" if ":" in host else f"redis://{host}:{port}",
             startup_nodes=[ClusterNode(*node) for node in others],
@@ -125,6 +125,21 @@ class ClusterClient(RedisClusterCommands):
             # None of the known nodes answers: the next command asks the first ones again.
             self._clusters.pop(os.getpid(), None)
         return RedisConnectionError(str(error))
+
+
+class _Cluster(RedisCluster):
+    """A cluster whose slots may be on their way to a node that has none yet, which redis-py does not know."""
+
+    def get_node(
+        self, host: str | None = None, port: int | None = None, node_name: str | None = None
+    ) -> ClusterNode | None:
+        node: ClusterNode | None = self.nodes_manager.get_node(host, port, node_name)
+        if node is None and node_name is not None:
+            host, _, number = node_name.rpartition(":")
+            node = ClusterNode(host, int(number), PRIMARY)
+            # Until the next look-up, as redis-py does when a slot has arrived.
+            self.nodes_manager.nodes_cache[node_name] = node
+        return node
 
 
 class _Script:

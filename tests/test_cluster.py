@@ -163,6 +163,23 @@ def test_moved_slots_are_followed_without_an_error(
     assert int(after.client.info("commandstats")["cmdstat_eval"]["calls"]) >= 1
 
 
+def test_slot_on_its_way_to_a_new_node_is_found_there(client: Any, servers: Cluster) -> None:
+    client.get("key")
+    slot = key_slot(b"key")
+    home = servers.primary_of(slot)
+
+    with servers.newcomer() as new:
+        new.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", home.client.cluster("MYID"))
+        home.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", new.client.cluster("MYID"))
+        try:
+            answer = client.register_script("return redis.call('INCR', KEYS[1])")(keys=["key"], args=[])
+        finally:
+            home.ask("CLUSTER", "SETSLOT", slot, "STABLE")
+
+    assert answer == 1
+    assert client.get("key") is None
+
+
 def test_lost_reply_has_one_effect(client: Any, servers: Cluster) -> None:
     client.get("counter")
     node = servers.primary_of(key_slot(b"counter"))

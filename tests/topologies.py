@@ -147,17 +147,29 @@ class Cluster:
             node.ask("CLUSTER", "ADDSLOTSRANGE", first, after - 1)
         for node in nodes[1:]:
             nodes[0].ask("CLUSTER", "MEET", "127.0.0.1", node.port, self._bus(node))
-        wait_for(self._all_met, "the nodes of the cluster meet")
+        wait_for(lambda: all(_met(node, len(nodes)) for node in nodes), "the nodes of the cluster meet")
         for primary, replica in zip(primaries, replicas, strict=True):
             replica.ask("CLUSTER", "REPLICATE", primary.client.cluster("MYID"))
         self.wait_until_whole()
 
+    @contextmanager
+    def newcomer(self) -> Iterator[Node]:
+        """Run a node that has met the others and has no slot."""
+        node = _cluster_node(self.nodes[0].folder.parent, *free_ports(2))
+        try:
+            self.nodes[0].ask("CLUSTER", "MEET", "127.0.0.1", node.port, self._bus(node))
+            wait_for(lambda: all(_met(one, 7) for one in [*self.nodes, node]), "the newcomer is known")
+            wait_for(lambda: node.client.cluster("INFO")["cluster_state"] == "ok", "it knows the slots")
+            yield node
+        finally:
+            identity = node.client.cluster("MYID")
+            node.close()
+            for other in self.nodes:
+                other.ask("CLUSTER", "FORGET", identity)
+
     @staticmethod
     def _bus(node: Node) -> int:
         return int(node.command[node.command.index("--cluster-port") + 1])
-
-    def _all_met(self) -> bool:
-        return all(len(node.client.cluster("NODES")) == len(self.nodes) for node in self.nodes)
 
     def wait_until_whole(self) -> None:
         """Wait until every node knows of every slot, and each primary has a replica in step."""
@@ -208,22 +220,30 @@ class Cluster:
         return [node for node in self.nodes if node.alive and node.listeners()]
 
 
+def _met(node: Node, count: int) -> bool:
+    known = node.client.cluster("NODES").values()
+    return len(known) == count and not any("handshake" in one["flags"] for one in known)
+
+
+def _cluster_node(folder: Path, port: int, bus: int) -> Node:
+    return Node(
+        folder,
+        *("--cluster-enabled", "yes", "--cluster-node-timeout", "1000"),
+        *("--cluster-require-full-coverage", "no", "--cluster-replica-validity-factor", "0"),
+        *("--cluster-port", str(bus)),
+        port=port,
+    )
+
+
 @contextmanager
 def cluster() -> Iterator[Cluster]:
     """Run a cluster that promotes the replica of a primary about a second after its end."""
     with _place() as (folder, stack):
         ports = free_ports(12)
-        nodes = [
-            _run(
-                stack,
-                folder,
-                *("--cluster-enabled", "yes", "--cluster-node-timeout", "1000"),
-                *("--cluster-require-full-coverage", "no", "--cluster-replica-validity-factor", "0"),
-                *("--cluster-port", str(bus)),
-                port=port,
-            )
-            for port, bus in zip(ports[:6], ports[6:], strict=True)
-        ]
+        nodes: list[Node] = []
+        for port, bus in zip(ports[:6], ports[6:], strict=True):
+            nodes.append(_cluster_node(folder, port, bus))
+            stack.callback(nodes[-1].close)
         yield Cluster(nodes)
 
 
