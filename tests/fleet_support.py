@@ -160,7 +160,7 @@ def stopped(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 class Proxy:
-    """A TCP proxy before a Unix socket that can stop forwarding, or drop replies.
+    """A TCP proxy before a Unix socket that can stop forwarding, or drop a reply, or hold one back.
 
     :param path: the server's socket.
     """
@@ -173,6 +173,8 @@ class Proxy:
         self.forwards.set()
         self.cut_next_reply_to: bytes | None = None
         self.cuts = 0
+        self.hold_next_reply_to: bytes | None = None
+        self.held, self.released = threading.Event(), threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
@@ -187,14 +189,19 @@ class Proxy:
                 outer = socket.socket(socket.AF_UNIX)
                 outer.connect(self._path)
                 self._sockets += [inner, outer]
-                doomed = threading.Event()
+                marks = threading.Event(), threading.Event()
                 for source, target, inward in ((inner, outer, True), (outer, inner, False)):
                     threading.Thread(
-                        target=self._pump, args=(source, target, inward, doomed), daemon=True
+                        target=self._pump, args=(source, target, inward, *marks), daemon=True
                     ).start()
 
     def _pump(
-        self, source: socket.socket, target: socket.socket, inward: bool, doomed: threading.Event
+        self,
+        source: socket.socket,
+        target: socket.socket,
+        inward: bool,
+        doomed: threading.Event,
+        slow: threading.Event,
     ) -> None:
         with suppress(OSError):
             while chunk := source.recv(65536):
@@ -202,6 +209,13 @@ class Proxy:
                 if inward and self.cut_next_reply_to is not None and self.cut_next_reply_to in chunk:
                     self.cut_next_reply_to = None
                     doomed.set()
+                elif inward and self.hold_next_reply_to is not None and self.hold_next_reply_to in chunk:
+                    self.hold_next_reply_to = None
+                    slow.set()
+                elif not inward and slow.is_set():
+                    slow.clear()
+                    self.held.set()
+                    self.released.wait(WITHIN)
                 elif not inward and doomed.is_set():
                     self.cuts += 1
                     break
@@ -213,6 +227,7 @@ class Proxy:
     def close(self) -> None:
         """End all connections."""
         self.forwards.set()
+        self.released.set()
         for each in (self._accepting, *self._sockets):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
