@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from redis import Redis
+from redis import Redis, RedisError
 
 from ._audit import record
 from ._config import Config
@@ -114,10 +115,12 @@ class DeliveryStore:
     def register(self, queue: str, names: Sequence[str]) -> None:
         """Say that this process has these callbacks of a queue."""
         tag = self._keys.tag(queue)
-        if queue not in self._listed:
-            self._client.hset(self._keys.queues, tag, queue)
-            self._listed.add(queue)
         self._scripts.run("register", self._keys.of(tag, "handlers"), len(names), *names)
+        if queue not in self._listed:
+            # In a cluster it may lie on a shard that is away.
+            with suppress(RedisError):
+                self._client.hset(self._keys.queues, tag, queue)
+                self._listed.add(queue)
 
     def claim(
         self, queue: str, names: Sequence[str], most: int, *, owner: str = NOBODY, reap: bool = True

@@ -8,12 +8,13 @@ import re
 import secrets
 from base64 import b32encode
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any, NoReturn
 
-from redis import Redis
+from redis import Redis, RedisError
 from redis.exceptions import NoScriptError
 
 from . import errors
@@ -192,7 +193,6 @@ class TaskStore:
         for code in codes:
             mac = stored.get(f"mac.{fields[code.method]}", "")
             messages += [code.method, mac, code.nonce, code.digest]
-        self._list_queue(draft.queue)
         tag = tag_of(draft.id)
         word, *rest = self._scripts.run(
             "add_task",
@@ -205,6 +205,7 @@ class TaskStore:
         )
         if word != "ok":
             _refuse(word, rest)
+        self._list_queue(draft.queue)
         created, expires = int(rest[0]), int(rest[1])
         stored |= {"created": str(created), "expires": str(expires)}
         return Issued(read_task(draft.id, stored, created, self._keyring), codes)
@@ -418,9 +419,11 @@ class TaskStore:
         ]
 
     def _list_queue(self, queue: str) -> None:
+        # Only the operator reads it, and in a cluster it may lie on a shard that is away.
         if queue not in self._listed:
-            self._client.hset(self._keys.queues, self._keys.tag(queue), queue)
-            self._listed.add(queue)
+            with suppress(RedisError):
+                self._client.hset(self._keys.queues, self._keys.tag(queue), queue)
+                self._listed.add(queue)
 
     def _read(self, task_id: str, reply: Sequence[Any]) -> Task[Any]:
         return read_task(task_id, _pairs(reply[1]), int(reply[0]), self._keyring)
