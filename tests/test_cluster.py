@@ -27,6 +27,8 @@ from flask_taskflow._config import Config
 from flask_taskflow._connect import Connector
 from flask_taskflow.testing import Outbox, outbox
 
+pytestmark = pytest.mark.slow
+
 HOST = "127.0.0.1"
 
 

@@ -34,6 +34,8 @@ from flask_taskflow._connect import Connector
 from flask_taskflow._listener import Listener
 from flask_taskflow.testing import Outbox, outbox
 
+pytestmark = pytest.mark.slow
+
 MakeFleet = Callable[[str], Fleet]
 
 

@@ -20,6 +20,8 @@ from flask_taskflow._config import Config
 from flask_taskflow._connect import Connector
 from flask_taskflow.testing import Outbox, outbox
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Watched]:

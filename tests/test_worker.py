@@ -23,6 +23,8 @@ from apps import fleet
 from flask_taskflow import Task
 from flask_taskflow.testing import outbox
 
+pytestmark = pytest.mark.slow
+
 APP = str(Path(__file__).parent / "apps" / "fleet.py")
 WITHIN = 15.0
 
