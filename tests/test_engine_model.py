@@ -42,6 +42,7 @@ VANISHED = "vanished:1:0"
 PLACES = ("ready", "delay", "lease", "dead")
 
 SETS_OF_NAMES = st.sampled_from([["a"], ["b"], ["a", "b"]])
+REPORTS = st.sampled_from(["ack", "fail", "fail", "reject", "release"])
 ANY = st.integers(0, 10**6)
 
 
@@ -59,6 +60,7 @@ class Line:
     lost: int = 0
     token: int = 0
     owner: str = NOBODY
+    rejected: bool = False
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -189,9 +191,10 @@ class Machine(RuleBasedStateMachine):
         self.claims += claim.deliveries
 
     @with_claims
-    @rule(which=ANY, step=st.sampled_from(["ack", "fail", "release"]), times=st.integers(1, 2))
+    @rule(which=ANY, step=REPORTS, times=st.integers(1, 2))
     def report(self, which: int, step: str, times: int) -> None:
-        item = self.claims[which % len(self.claims)]
+        # Mostly one that is the newest still.
+        item = self.claims[-1 - which % min(len(self.claims), 6)]
         for _ in range(times):
             line = self.line(item)
             newest = line is not None and line.token == item.token
@@ -208,7 +211,7 @@ class Machine(RuleBasedStateMachine):
             return self.store.ack(item)
         if step == "release":
             return self.store.release(item)
-        if item.failures + 1 >= MAX_ATTEMPTS:
+        if step == "reject" or item.failures + 1 >= MAX_ATTEMPTS:
             return self.store.bury(item, "failed")
         return self.store.fail(item, RETRY, "failed")
 
@@ -219,7 +222,8 @@ class Machine(RuleBasedStateMachine):
             line.put("ready")
         else:
             line.failures += 1
-            if line.failures >= MAX_ATTEMPTS:
+            line.rejected = step == "reject"
+            if line.rejected or line.failures >= MAX_ATTEMPTS:
                 line.put("dead", self.now)
             else:
                 line.put("delay", self.now + RETRY)
@@ -266,6 +270,22 @@ class Machine(RuleBasedStateMachine):
         # A deadline that moved is not the one that was seen.
         self.seen = []
 
+    @precondition(lambda self: self.lines)
+    @rule(times=st.integers(1, 4))
+    def vanish(self, times: int) -> None:
+        """Claim all there is and never report, some times over."""
+        for _ in range(times):
+            self.claim(list(NAMES), 4, VANISHED, True)
+            self.wait(2)
+
+    @with_claims
+    @rule()
+    def look_while_it_lives(self) -> None:
+        """Look twice, with a beat of the newest claims between."""
+        self.look()
+        self.extend([len(self.claims) - 1])
+        self.look()
+
     @precondition(lambda self: self.of(NAMES, "dead"))
     @rule(which=ANY, step=st.sampled_from(["replay", "discard"]))
     def judge(self, which: int, step: str) -> None:
@@ -280,6 +300,7 @@ class Machine(RuleBasedStateMachine):
             self.drop(line)
         else:
             line.failures = line.lost = 0
+            line.rejected = False
             line.put("ready")
 
     @rule()
@@ -331,7 +352,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def dead_letters_have_their_cause(self) -> None:
         for line in self.lines.values():
-            hopeless = line.failures >= MAX_ATTEMPTS or line.lost > MAX_LOST
+            hopeless = line.rejected or line.failures >= MAX_ATTEMPTS or line.lost > MAX_LOST
             assert (line.place == "dead") == hopeless
 
     def teardown(self) -> None:
