@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import random
@@ -107,6 +108,7 @@ class Callback:
     backoff_time: float = 1.0
 
     def __post_init__(self) -> None:
+        _check_function(self.function)
         try:
             check_name(self.queue, "a queue")
             check_name(self.name, "a callback's name (set name=...)")
@@ -121,6 +123,18 @@ class Callback:
         attempts = self.max_attempts
         if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
             raise ConfigError(f"max_attempts of {self.name} must be an integer from 1")
+
+
+def _check_function(function: Callable[..., object]) -> None:
+    if inspect.iscoroutinefunction(function):
+        raise ConfigError("a callback must be a plain function: an async one would never run")
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        raise ConfigError("a callback is called with one argument, the task") from None
+    except ValueError:
+        # Some built-in functions do not tell their arguments.
+        return
 
 
 def compute_backoff(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _UNSEEN = timedelta(seconds=90)
 _CLOCK_MAX = 2.0
 _SAMPLE = 100
+_SILENCE = ("note", "no process listens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +117,12 @@ def _listeners(client: Any, service: Service) -> Iterator[Finding]:
     if count:
         yield Finding("ok", "listeners", f"{count} processes listen")
     else:
+        operations = service.operations
+        stats = [operations.stats(queue) for queue in operations.queues()]
+        waiting = sum(item.ready for queue in stats if not queue.paused for item in queue.callbacks)
+        level, text = ("bad", f"no process listens, {waiting} callbacks wait") if waiting else _SILENCE
         cure = "start a worker or serve a request: nobody hears signals now"
-        yield Finding("note", "listeners", "no process listens", cure)
+        yield Finding(level, "listeners", text, cure)
 
 
 def _strategies(extension: TaskFlow, service: Service) -> Iterator[Finding]:

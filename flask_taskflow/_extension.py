@@ -106,6 +106,8 @@ class TaskFlow:
         :param backoff_time: seconds, the base of the backoff.
         :raises ConfigError: for a bad argument, or a name that the queue has already.
         """
+        if callable(queue):
+            raise ConfigError("name the queue: @taskflow.on_task_verified('transfers')")
         if isinstance(backoff_time, timedelta):
             backoff_time = backoff_time.total_seconds()
 

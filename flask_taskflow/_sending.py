@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,7 @@ class Sender:
         """Send a code; return what is in force now if that failed."""
         channel = self._channels[code.method]
         problem = otp = None
+        where = ""
         try:
             # The device makes the codes of a strategy that checks them.
             otp = OTP("") if channel.checks else self._otp(task, code, channel)
@@ -97,7 +99,7 @@ class Sender:
             channel.strategy.send(task, otp)
         except Exception as error:
             # The error's text and frames may hold the code: only its class may be told.
-            problem = type(error).__name__
+            problem, where = type(error).__name__, _place(error)
         finally:
             otp = None
         address = task.recipient.masked().get(channel.address_field or "", "")
@@ -105,12 +107,13 @@ class Sender:
         if problem is not None:
             record("send_failed", task.id, level=logging.WARNING, cause=problem, **audited)
             logger.error(
-                "Sending by %s to %s for task %s failed: %s raised by %s.",
+                "Sending by %s to %s for task %s failed: %s raised by %s%s.",
                 code.method,
                 address or "no address",
                 task.id,
                 problem,
                 type(channel.strategy).__qualname__,
+                where,
             )
             return code
         record("code_sent", task.id, **audited)
@@ -139,3 +142,8 @@ class Sender:
         if otp != text:
             raise InvalidCode("generate() made a code that its code_pattern does not match")
         return otp
+
+
+def _place(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

@@ -447,6 +447,7 @@ def test_two_callbacks_of_one_name_are_refused(taskflow: TaskFlow) -> None:
     ("options", "problem"),
     [
         ({"queue": "a b"}, "a queue must match"),
+        ({"queue": print}, "name the queue"),
         ({"name": "<lambda>"}, "set name="),
         ({"max_attempts": 0}, "max_attempts"),
         ({"max_attempts": True}, "max_attempts"),
@@ -461,6 +462,21 @@ def test_bad_callback_arguments_are_refused(
 
     with pytest.raises(ConfigError, match=problem):
         taskflow.on_task_verified(queue, **options)(print)
+
+
+async def _asynchronous(task: Task[Any]) -> None:
+    """Never run."""
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [(_asynchronous, "plain function"), (lambda: None, "one argument"), (lambda a, b: None, "one argument")],
+)
+def test_function_that_cannot_be_a_callback_is_refused(
+    taskflow: TaskFlow, function: Callable[..., Any], problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        taskflow.on_task_verified("q", name="work")(function)
 
 
 def test_threads_run_a_callback_soon_after_its_bell(
@@ -511,7 +527,7 @@ def test_callback_longer_than_its_lease_runs_once(
 
     with make_app(lease=0.5, poll=0.1).app_context(), callback_succeeded.connected_to(on_success):
         taskflow.start()
-        verified()
+        verified(data={"of": ["what", "cannot", "be", "hashed"]})
         done = succeeded.wait(5)
         taskflow.stop()
 
