@@ -623,7 +623,10 @@ def test_memory_of_a_task_is_what_the_deploy_page_says(
         task = bank.taskflow.add_task("transfers", {"amount": 1}, allowed_methods=["EMAIL"], recipient=ANN)
 
     key = next(iter(redis.scan_iter(match=f"*{task.id}")))
-    assert 1000 < int(redis.memory_usage(key) or 0) < 2000
+    # Every field counts: a sample of them says up to 10% too much.
+    size = int(redis.memory_usage(key, samples=0) or 0)
+    # Measured: 1,480 on Valkey 9, 2,008 on Redis 7.
+    assert 1400 < size < 2100
 
 
 def test_api_page_lists_every_public_name() -> None:
