@@ -140,7 +140,11 @@ def test_row_04_redis_killed_and_started(make_fleet: MakeFleet, fsync: str) -> N
         before = [fleet.log(worker).count("\n") for worker in workers]
 
         down = time.monotonic()
-        server.kill()
+        with stopped(workers[0]):
+            # Bells that it reads when their tasks cannot be read any more.
+            for _ in range(50):
+                fleet.redis.publish("taskflow:0:bell", f"1 {tasks[0].id}")
+            server.kill()
         fleet.settle(1.2)
         server.start()
         up = time.monotonic()
