@@ -157,7 +157,7 @@ class Attempt:
     """A delivery that runs in this process.
 
     :param item: the delivery.
-    :param callback: what runs.
+    :param timeout: seconds that it may take.
     :param started: by the monotonic clock.
     :param warned: whether the log has told that it takes long.
     :param written_off: whether it counts as failed although it still runs.
@@ -166,17 +166,12 @@ class Attempt:
     """
 
     item: Claimed
-    callback: Callback
+    timeout: float
     started: float = field(default_factory=time.monotonic)
     warned: bool = False
     written_off: bool = False
     robbed: bool = False
     acks: int = 0
-
-    @property
-    def timeout(self) -> float:
-        """Seconds that it may take."""
-        return self.item.task.timeout if self.item.task else math.inf
 
     @property
     def look_at(self) -> float:
@@ -196,12 +191,38 @@ class Runner:
     :param app: whose context callbacks run in.
     :param store: takes the reports.
     :param config: the cap of the backoff.
+    :param callbacks: queue -> name -> callback, read anew at each turn.
     """
 
-    def __init__(self, app: Flask, store: DeliveryStore, config: Config) -> None:
+    pausable = True
+
+    def __init__(
+        self,
+        app: Flask,
+        store: DeliveryStore,
+        config: Config,
+        callbacks: Mapping[str, Mapping[str, Callback]],
+    ) -> None:
         self._app = app
         self._store = store
         self._config = config
+        self._callbacks = callbacks
+
+    def queues(self) -> list[str]:
+        """Return the queues that have callbacks."""
+        return list(self._callbacks)
+
+    def names(self, queue: str) -> list[str]:
+        """Return the names of a queue's callbacks, sorted."""
+        return sorted(self._callbacks[queue])
+
+    def announce(self, queue: str) -> None:
+        """Say in Redis which callbacks of a queue this process has."""
+        self._store.register(queue, self.names(queue))
+
+    def begin(self, item: Claimed) -> Attempt:
+        """Return an attempt that begins now."""
+        return Attempt(item, item.task.timeout if item.task else math.inf)
 
     def run(self, attempt: Attempt, report: Reporter) -> None:
         """Run a callback once in this thread and report how it ended."""
@@ -213,7 +234,7 @@ class Runner:
             mark = _current.set(attempt.delivery)
             error: BaseException | None = None
             try:
-                attempt.callback.function(item.task)
+                self._callback(item).function(item.task)
             except (Exception, SystemExit) as raised:
                 error = raised
             finally:
@@ -235,7 +256,7 @@ class Runner:
 
     def fail(self, attempt: Attempt, error: BaseException, report: Reporter) -> None:
         """Report a failed attempt: again later, or a dead letter."""
-        item, callback = attempt.item, attempt.callback
+        item, callback = attempt.item, self._callback(attempt.item)
         failures, text = item.failures + 1, _describe(error)
         if isinstance(error, Reject) or failures >= callback.max_attempts:
             signal, then = signals.callback_dead, "it is a dead letter"
@@ -268,13 +289,15 @@ class Runner:
             cap=self._config.backoff_max,
         )
 
-    def mourn(self, attempt: Attempt) -> None:
+    def mourn(self, item: Claimed) -> None:
         """Tell of a delivery that was lost with its process too often."""
-        item = attempt.item
         error = RuntimeError(f"lost with its process {item.lost} times")
         logger.error("Callback %s on task %s is dead: %s.", item.callback, item.task_id, error)
         with self._app.app_context():
-            self._emit(signals.callback_dead, attempt, error)
+            self._emit(signals.callback_dead, self.begin(item), error)
+
+    def _callback(self, item: Claimed) -> Callback:
+        return self._callbacks[item.queue][item.callback]
 
     def _emit(self, signal: NamedSignal, attempt: Attempt, error: BaseException | None) -> None:
         item = attempt.item

@@ -123,7 +123,14 @@ class DeliveryStore:
                 self._listed.add(queue)
 
     def claim(
-        self, queue: str, names: Sequence[str], most: int, *, owner: str = NOBODY, reap: bool = True
+        self,
+        queue: str,
+        names: Sequence[str],
+        most: int,
+        *,
+        owner: str = NOBODY,
+        reap: bool = True,
+        pausable: bool = True,
     ) -> Claim:
         """Lease at most ``most`` deliveries, the smallest by (-priority, number) first.
 
@@ -133,6 +140,7 @@ class DeliveryStore:
         :param names: the callbacks that this process has.
         :param owner: the present process's name; nobody's lease is not taken over early.
         :param reap: whether expired leases of others may be taken over.
+        :param pausable: whether a pause of the queue holds them.
         """
         word, now, *reply = self._scripts.run(
             "claim",
@@ -147,6 +155,7 @@ class DeliveryStore:
             self._config.max_lost,
             int(self._config.lease * 1000),
             int(reap),
+            int(pausable),
             _MOVES_MAX,
         )
         self._ahead = int(now) - time.monotonic() * 1000

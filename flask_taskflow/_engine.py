@@ -12,13 +12,13 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from redis import RedisError, ResponseError
 
-from ._callbacks import Attempt, Callback, Runner
+from ._callbacks import Attempt, Reporter
 from ._config import Config
 from ._deliveries import Claimed, DeliveryStore, Suspect
 from ._seldom import Seldom
@@ -53,30 +53,62 @@ class Presence(Protocol):
         """Whether this process can tell which others live."""
 
 
-class Engine:
-    """Run the callbacks of one app in one process.
+class Runner(Protocol):
+    """What an engine runs deliveries by; it may be asked by several threads at once."""
 
-    :param app: whose context callbacks run in.
+    @property
+    def pausable(self) -> bool:
+        """Whether a pause of a queue holds its deliveries."""
+
+    def queues(self) -> Iterable[str]:
+        """Return the queues that may have deliveries."""
+
+    def names(self, queue: str) -> list[str]:
+        """Return the names under which a queue's deliveries stand."""
+
+    def announce(self, queue: str) -> None:
+        """Say in Redis that this process runs a queue's deliveries."""
+
+    def begin(self, item: Claimed) -> Attempt:
+        """Return an attempt that begins now."""
+
+    def run(self, attempt: Attempt, report: Reporter) -> None:
+        """Run an attempt to its end and report how it ended."""
+
+    def fail(self, attempt: Attempt, error: BaseException, report: Reporter) -> None:
+        """Report a failed attempt."""
+
+    def mourn(self, item: Claimed) -> None:
+        """Give up a delivery that was lost with its process too often."""
+
+
+class Engine:
+    """Run deliveries of one app in one process.
+
+    :param app: whose context they run in.
     :param store: the engine's steps.
-    :param callbacks: queue -> name -> callback, read anew at each turn.
-    :param config: threads, lease, poll and backoff.
+    :param runner: runs them.
+    :param config: lease, poll and queues.
     :param presence: tells whether this process and others can be seen to live.
+    :param threads: how many run at once.
     """
 
     def __init__(
         self,
         app: Flask,
         store: DeliveryStore,
-        callbacks: Mapping[str, Mapping[str, Callback]],
+        runner: Runner,
         config: Config,
         presence: Presence,
+        *,
+        threads: int,
     ) -> None:
         self._presence = presence
         self._app = app
         self._store = store
-        self._runner = Runner(app, store, config)
-        self._callbacks = callbacks
+        self._runner = runner
         self._config = config
+        self._threads = threads
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._draining = threading.Event()
@@ -127,21 +159,20 @@ class Engine:
             self._idle.wait_for(lambda: not self._running(), max(timeout, 0))
 
     def queues(self) -> list[str]:
-        """Return the queues that this process serves: those of its callbacks, or fewer as configured."""
+        """Return the queues that this engine serves: the runner's, or fewer as configured."""
         wanted = self._config.queues
-        return [queue for queue in list(self._callbacks) if wanted is None or queue in wanted]
+        return [queue for queue in self._runner.queues() if wanted is None or queue in wanted]
 
     def run_due(self) -> int:
         """Run what is due in this thread, most urgent first; return the number of attempts."""
         count = 0
         for queue in self.queues():
             while True:
-                names = sorted(self._callbacks[queue])
-                claim = self._store.claim(queue, names, 1)
-                self._mourn(claim.dead)
+                claim = self._store.claim(queue, self._runner.names(queue), 1, pausable=self._runner.pausable)
+                for item in claim.dead:
+                    self._runner.mourn(item)
                 for item in claim.deliveries:
-                    attempt = Attempt(item, self._callbacks[queue][item.callback])
-                    self._runner.run(attempt, _once)
+                    self._runner.run(self._runner.begin(item), _once)
                     count += 1
                 if not claim.deliveries and not claim.again:
                     break
@@ -216,15 +247,18 @@ class Engine:
 
     def _claim_from(self, queue: str, free: int, reap: bool) -> float:
         asked, owner = time.monotonic(), self._presence.present_owner
-        claim = self._store.claim(queue, sorted(self._callbacks[queue]), free, owner=owner, reap=reap)
-        self._mourn(claim.dead)
+        claim = self._store.claim(
+            queue, self._runner.names(queue), free, owner=owner, reap=reap, pausable=self._runner.pausable
+        )
+        for item in claim.dead:
+            self._runner.mourn(item)
         if self._draining.is_set() or time.monotonic() - asked >= self._config.lease:
             # This process ends, or it or the reply was held up and others may run these already.
             for item in claim.deliveries:
                 self._store.release(item)
             return 0.0
         for item in claim.deliveries:
-            self._begin(Attempt(item, self._callbacks[queue][item.callback]))
+            self._begin(self._runner.begin(item))
         self._look_soon(queue, claim.held)
         if claim.again or claim.deliveries:
             return 0.0
@@ -258,7 +292,7 @@ class Engine:
                 self._look_at_leases(queue)
 
     def _look_at_leases(self, queue: str) -> None:
-        now, names = time.monotonic(), sorted(self._callbacks[queue])
+        now, names = time.monotonic(), self._runner.names(queue)
         before = self._suspects.get(queue, {})
         old = [suspect for suspect, since in before.items() if now - since >= _LOOK_AGAIN]
         look = self._store.look(queue, names, self._presence.present_owner, old)
@@ -270,16 +304,15 @@ class Engine:
 
     def _free(self) -> int:
         # Threads that were written off may never end: at most as many of them as of the others.
-        threads = self._config.callback_threads
+        threads = self._threads
         return min(threads - len(self._running()), 2 * threads - len(self._attempts))
 
     def _tidy(self) -> bool:
         more = False
         for queue in self.queues():
-            names = sorted(self._callbacks[queue])
             with self._apart(queue):
-                self._store.register(queue, names)
-                more |= self._store.trim(queue, names)
+                self._runner.announce(queue)
+                more |= self._store.trim(queue, self._runner.names(queue))
         return more
 
     def _beat(self, running: list[Attempt]) -> None:
@@ -332,10 +365,6 @@ class Engine:
                 self._attempts.discard(attempt)
                 self._idle.notify_all()
             self.wake()
-
-    def _mourn(self, dead: Sequence[Claimed]) -> None:
-        for item in dead:
-            self._runner.mourn(Attempt(item, self._callbacks[item.queue][item.callback]))
 
     def _until_stopped(self, report: Callable[[], bool]) -> bool:
         wait = 0.1

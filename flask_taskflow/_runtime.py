@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ._callbacks import Callback
+from ._callbacks import Callback, Runner
 from ._config import Config
 from ._connect import Connector
 from ._deliveries import NOBODY, DeliveryStore
@@ -105,7 +105,8 @@ class Runtime:
     def new_engine(self) -> Engine:
         """Return an engine that is not started."""
         store = DeliveryStore(self._client, self._keys, self._config, self._keyring)
-        return Engine(self._app, store, self._callbacks, self._config, self)
+        runner = Runner(self._app, store, self._config, self._callbacks)
+        return Engine(self._app, store, runner, self._config, self, threads=self._config.callback_threads)
 
     def start(self) -> None:
         """Start the threads unless they run; return once subscribed, or after a second."""

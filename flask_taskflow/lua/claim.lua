@@ -2,7 +2,7 @@
 -- KEYS: ready, delay, lease, dead, meta, body, error of each callback, then paused
 -- ARGV: when the caller has given up, ms by the server's clock, or 0; most deliveries, lease ms, owner,
 --       most losses, pause after a repeated loss ms, whether expired leases may be taken over (1 or 0),
---       most moves a callback
+--       whether `paused` holds these (1 or 0), most moves a callback
 -- Returns: late, now (the caller has given up: nothing was done) | ok | again (more is due than one call
 --          may move), now, ms to the next due item or -1, dropped, number of leases, indices (from 0)
 --          of callbacks that have a key of a wrong type, then for each delivery: index of its callback,
@@ -12,10 +12,10 @@ local now = now_ms()
 local latest = take_number()
 if latest > 0 and now > latest then return { 'late', int(now) } end
 local most, lease, owner, max_lost, pause = take_number(), take_number(), take(), take_number(), take_number()
-local reap, moves = take() == '1', take_number()
+local reap, pausable, moves = take() == '1', take() == '1', take_number()
 local sound, broken = sound_ones(0, (#KEYS - 1) / 7)
 local dropped, more, heads, rows = 0, false, {}, {}
-local paused = redis.call('EXISTS', KEYS[#KEYS]) == 1
+local paused = pausable and redis.call('EXISTS', KEYS[#KEYS]) == 1
 
 local function add_row(index, keys, id, meta, token)
   local body = redis.call('HGET', keys.body, id) or ''
