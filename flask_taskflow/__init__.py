@@ -33,6 +33,7 @@ from .signals import (
     otp_sent,
     recipient_updated,
     task_added,
+    task_failed,
     task_verified,
 )
 from .strategies import BaseStrategy, ConsoleStrategy, OutboxStrategy
@@ -77,5 +78,6 @@ __all__ = [
     "otp_sent",
     "recipient_updated",
     "task_added",
+    "task_failed",
     "task_verified",
 ]

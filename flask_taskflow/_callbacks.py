@@ -194,8 +194,6 @@ class Runner:
     :param callbacks: queue -> name -> callback, read anew at each turn.
     """
 
-    pausable = True
-
     def __init__(
         self,
         app: Flask,
@@ -207,6 +205,9 @@ class Runner:
         self._store = store
         self._config = config
         self._callbacks = callbacks
+
+    def refresh(self) -> None:
+        """Do nothing: callbacks are known from their registration on."""
 
     def queues(self) -> list[str]:
         """Return the queues that have callbacks."""

@@ -53,6 +53,12 @@ def _policy(value: object) -> str:
     raise ValueError("use 'same' or 'rotate'")
 
 
+def _sending(value: object) -> str:
+    if value in ("inline", "background"):
+        return str(value)
+    raise ValueError("use 'inline' or 'background'")
+
+
 def _prefix(value: object) -> str:
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_.:-]{1,64}", value, re.ASCII):
         return value
@@ -111,7 +117,11 @@ class Config:
     drain: float = _key(20.0, _seconds(0.001, DAY, or_zero=True))
     dead_retention: float = _key(TTL_MAX, _seconds(60))
     queues: tuple[str, ...] | None = _key(None, _queues)
+    send: str = _key("inline", _sending)
     send_timeout: float = _key(10.0, _seconds(0.1, 300))
+    send_attempts: int = _key(3, _integer(1, 100))
+    send_backoff: float = _key(1.0, _seconds(0.001, DAY))
+    send_threads: int = _key(4, _integer(1, 1000))
     smtp_url: str | None = _key(None, _providers.smtp_url, shown=False)
     email_sender: str | None = _key(None, _providers.email_sender)
     sms_url: str | None = _key(None, _providers.sms_url, shown=False)
@@ -120,6 +130,11 @@ class Config:
     locale: str = _key("en", _providers.locale)
     autostart: bool = _key(True, _boolean)
     eager: bool = _key(False, _boolean)
+
+    @property
+    def sends_in_background(self) -> bool:
+        """Whether a code is stored to be sent, not sent at once."""
+        return self.send == "background"
 
     @classmethod
     def read(cls, mapping: Mapping[str, Any]) -> Config:

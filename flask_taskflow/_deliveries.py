@@ -5,23 +5,22 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from redis import Redis, RedisError
+from redis import Redis
 
 from ._audit import record
 from ._config import Config
+from ._keys import KINDS, SENDS, Keys, Queues, Scripts
 from ._otp import Keyring
 from ._seldom import Seldom
-from ._store import Keys, Scripts, read_task
+from ._store import read_task
 from ._task import Task
 from .errors import TaskTampered
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("ready", "delay", "lease", "dead", "meta", "body", "error")
 #: The owner of a lease that has no channel of its own.
 NOBODY = "-"
 _CLAIM_MAX = 16
@@ -40,7 +39,7 @@ class Claimed:
     :param token: what reports carry; ``0`` for one that was just given up.
     :param failures: attempts that failed so far.
     :param lost: attempts whose process vanished so far.
-    :param task: the task, or ``None`` if its stored strings were changed from outside.
+    :param task: the task, or ``None`` if its stored strings were changed from outside, and for a send.
     """
 
     queue: str
@@ -95,42 +94,31 @@ class DeliveryStore:
     :param keys: the names of keys.
     :param config: lease, limits and retention.
     :param keyring: checks seals.
+    :param queues: where queues are listed.
     """
 
-    def __init__(self, client: Redis, keys: Keys, config: Config, keyring: Keyring) -> None:
-        self._client = client
+    def __init__(self, client: Redis, keys: Keys, config: Config, keyring: Keyring, queues: Queues) -> None:
         self._scripts = Scripts(client)
         self._keys = keys
         self._config = config
         self._keyring = keyring
-        self._listed: set[str] = set()
+        self._queues = queues
         #: The server's clock less the monotonic one, ms.
         self._ahead: float | None = None
         self._seldom = Seldom(_COMPLAIN)
 
     def relist(self) -> None:
-        """Write the names of queues anew at the next occasion: Redis may have lost them."""
-        self._listed.clear()
+        """List queues anew at the next occasion: Redis may have lost them."""
+        self._queues.relist()
 
     def register(self, queue: str, names: Sequence[str]) -> None:
         """Say that this process has these callbacks of a queue."""
         tag = self._keys.tag(queue)
         self._scripts.run("register", self._keys.of(tag, "handlers"), len(names), *names)
-        if queue not in self._listed:
-            # In a cluster it may lie on a shard that is away.
-            with suppress(RedisError):
-                self._client.hset(self._keys.queues, tag, queue)
-                self._listed.add(queue)
+        self._queues.add(queue)
 
     def claim(
-        self,
-        queue: str,
-        names: Sequence[str],
-        most: int,
-        *,
-        owner: str = NOBODY,
-        reap: bool = True,
-        pausable: bool = True,
+        self, queue: str, names: Sequence[str], most: int, *, owner: str = NOBODY, reap: bool = True
     ) -> Claim:
         """Lease at most ``most`` deliveries, the smallest by (-priority, number) first.
 
@@ -140,7 +128,6 @@ class DeliveryStore:
         :param names: the callbacks that this process has.
         :param owner: the present process's name; nobody's lease is not taken over early.
         :param reap: whether expired leases of others may be taken over.
-        :param pausable: whether a pause of the queue holds them.
         """
         word, now, *reply = self._scripts.run(
             "claim",
@@ -155,7 +142,8 @@ class DeliveryStore:
             self._config.max_lost,
             int(self._config.lease * 1000),
             int(reap),
-            int(pausable),
+            # A pause holds what comes after a verification, not the way there.
+            int(not any(name.startswith(SENDS) for name in names)),
             _MOVES_MAX,
         )
         self._ahead = int(now) - time.monotonic() * 1000
@@ -260,6 +248,9 @@ class DeliveryStore:
     def _claimed(self, queue: str, callback: str, row: Sequence[Any]) -> Claimed:
         task_id, token, failures, lost, body = row
         identity = task_id.decode(errors="replace")
+        if callback.startswith(SENDS):
+            # A send reads the task as it stands when it runs.
+            return Claimed(queue, callback, identity, token, failures, lost, None)
         try:
             task = read_task(identity, _unpack(body), 0, self._keyring)
         except (TaskTampered, ValueError, ArithmeticError, OSError):

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ._config import Config
+from ._keys import Keys
 from ._schemas import SUMMARY_MAX, dump_data, dump_fixed
-from ._store import Draft, Keys
+from ._store import Draft
 from ._task import (
     TTL_MAX,
     Recipient,

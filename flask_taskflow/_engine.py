@@ -56,9 +56,8 @@ class Presence(Protocol):
 class Runner(Protocol):
     """What an engine runs deliveries by; it may be asked by several threads at once."""
 
-    @property
-    def pausable(self) -> bool:
-        """Whether a pause of a queue holds its deliveries."""
+    def refresh(self) -> None:
+        """Learn which queues there are."""
 
     def queues(self) -> Iterable[str]:
         """Return the queues that may have deliveries."""
@@ -91,6 +90,7 @@ class Engine:
     :param config: lease, poll and queues.
     :param presence: tells whether this process and others can be seen to live.
     :param threads: how many run at once.
+    :param most_threads: how many there may be with those that were written off and still run.
     """
 
     def __init__(
@@ -102,13 +102,14 @@ class Engine:
         presence: Presence,
         *,
         threads: int,
+        most_threads: int,
     ) -> None:
         self._presence = presence
         self._app = app
         self._store = store
         self._runner = runner
         self._config = config
-        self._threads = threads
+        self._threads, self._most_threads = threads, most_threads
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._draining = threading.Event()
@@ -134,18 +135,26 @@ class Engine:
         self._asked.set()
         self._wake.set()
 
+    def refresh(self) -> None:
+        """Learn at once which queues there are, and claim."""
+        self._tidy_at = 0.0
+        self.wake()
+
     def resync(self) -> None:
         """Claim at once, but take over nothing yet: Redis was away, or this process was."""
         self._reap_at = time.monotonic() + _GRACE
-        self._tidy_at = 0.0
         self._store.relist()
-        self.wake()
+        self.refresh()
+
+    def drain(self) -> None:
+        """Claim nothing more."""
+        self._draining.set()
+        self._wake.set()
 
     def stop(self, timeout: float) -> None:
         """Claim nothing more, wait for what runs, at most ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
-        self._draining.set()
-        self._wake.set()
+        self.drain()
         self._wait_idle(timeout)
         self._stopped.set()
         self._wake.set()
@@ -166,9 +175,10 @@ class Engine:
     def run_due(self) -> int:
         """Run what is due in this thread, most urgent first; return the number of attempts."""
         count = 0
+        self._runner.refresh()
         for queue in self.queues():
             while True:
-                claim = self._store.claim(queue, self._runner.names(queue), 1, pausable=self._runner.pausable)
+                claim = self._store.claim(queue, self._runner.names(queue), 1)
                 for item in claim.dead:
                     self._runner.mourn(item)
                 for item in claim.deliveries:
@@ -197,9 +207,8 @@ class Engine:
 
     def _trouble(self, error: RedisError) -> float:
         self._errors += 1
-        wait: float = min(_RETRY_MAX, 0.1 * 2 ** min(self._errors, 10)) * secrets.SystemRandom().uniform(
-            0.5, 1
-        )
+        wait: float = min(_RETRY_MAX, 0.1 * 2 ** min(self._errors, 10))
+        wait *= secrets.SystemRandom().uniform(0.5, 1)
         if self._errors == 1 and self._seldom():
             logger.warning("Callbacks wait for Redis: %s: %s", type(error).__name__, error)
         # Living owners could not renew their leases either.
@@ -247,9 +256,7 @@ class Engine:
 
     def _claim_from(self, queue: str, free: int, reap: bool) -> float:
         asked, owner = time.monotonic(), self._presence.present_owner
-        claim = self._store.claim(
-            queue, self._runner.names(queue), free, owner=owner, reap=reap, pausable=self._runner.pausable
-        )
+        claim = self._store.claim(queue, self._runner.names(queue), free, owner=owner, reap=reap)
         for item in claim.dead:
             self._runner.mourn(item)
         if self._draining.is_set() or time.monotonic() - asked >= self._config.lease:
@@ -303,12 +310,11 @@ class Engine:
         self._look_soon(queue, look.held)
 
     def _free(self) -> int:
-        # Threads that were written off may never end: at most as many of them as of the others.
-        threads = self._threads
-        return min(threads - len(self._running()), 2 * threads - len(self._attempts))
+        return min(self._threads - len(self._running()), self._most_threads - len(self._attempts))
 
     def _tidy(self) -> bool:
         more = False
+        self._runner.refresh()
         for queue in self.queues():
             with self._apart(queue):
                 self._runner.announce(queue)

@@ -239,11 +239,11 @@ class TaskFlow:
         service.runtime.stop(service.config.drain if timeout is None else timeout)
 
     def run_due(self) -> int:
-        """Run the callbacks that are due in this thread; return how many attempts ran. For tests.
+        """Run the sends and callbacks that are due in this thread; return how many attempts ran. For tests.
 
         :raises redis.RedisError: if Redis did not answer.
         """
-        return self._service().runtime.new_engine().run_due()
+        return self._service().runtime.run_due()
 
     @cached_property
     def blueprint(self) -> Blueprint:

@@ -22,9 +22,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from . import signals
 from ._connect import Connector
+from ._keys import TASK_ID
 from ._seldom import Seldom
-from ._store import TASK_ID, TaskStore
-from ._task import Status
+from ._store import TaskStore
+from ._task import METHOD, Status
 from .errors import TaskFlowError
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_BELL = re.compile(rb"1 (" + TASK_ID.pattern.encode() + rb")")
+_ID = TASK_ID.pattern.encode()
+#: A task was verified, or a code of a task waits to be sent by a method.
+_BELL = re.compile(rb"1 (" + _ID + rb")|2 (" + _ID + rb") (" + METHOD.pattern.encode() + rb")")
 _PING = 10.0
 _PONG = 5.0
 _BACKOFF_MAX = 5.0
@@ -94,7 +97,8 @@ class Listener:
     :param presence: a channel of this process's own; being subscribed to it shows that it lives.
     :param name: how ``CLIENT LIST`` calls the connection.
     :param announcer: what to do with a bell.
-    :param wake: called at each bell with the task's id.
+    :param wake: called with the id of a task that was verified.
+    :param post: called with the id of a task and the method by which a code of it is to be sent.
     :param resync: called after each subscription, with whether an earlier one was lost.
     :param ping: seconds between pings.
     :param pong: seconds that an answer may take.
@@ -108,6 +112,7 @@ class Listener:
         name: str,
         announcer: Announcer,
         wake: Callable[[str], None],
+        post: Callable[[str, str], None],
         resync: Callable[[bool], None],
         *,
         ping: float = _PING,
@@ -121,6 +126,7 @@ class Listener:
         self._name = name
         self._announcer = announcer
         self._wake = wake
+        self._post = post
         self._resync = resync
         self._ping = ping
         self._pong = pong
@@ -222,10 +228,12 @@ class Listener:
                 self._resync(self._sessions > 1)
         elif message["type"] == "message":
             match = _BELL.fullmatch(message["data"])
-            if match:
+            if match is None:
+                self._log_junk(len(message["data"]))
+            elif match[1]:
                 self._ring(match[1].decode())
             else:
-                self._log_junk(len(message["data"]))
+                self._post(match[2].decode(), match[3].decode())
 
     def _ring(self, task_id: str) -> None:
         self._wake(task_id)

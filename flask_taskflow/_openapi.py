@@ -7,8 +7,8 @@ from typing import Any
 
 from flask import Blueprint, Flask
 
+from ._keys import TASK_ID
 from ._schemas import Accepted, Problem, ResendRequest, Verified, VerifyRequest
-from ._store import TASK_ID
 from .errors import ConfigError
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from redis import Redis
 
-from ._deliveries import KINDS
-from ._store import Keys, Scripts, tag_of
+from ._keys import KINDS, SENDS, Keys, Scripts, tag_of
 
 STATES = {"ready": "ready", "delay": "delayed", "lease": "running", "dead": "dead"}
 
@@ -19,7 +18,7 @@ STATES = {"ready": "ready", "delay": "delayed", "lease": "running", "dead": "dea
 class CallbackStats:
     """How many deliveries of one callback stand where.
 
-    :param callback: its name.
+    :param callback: its name, ``@<method>`` for sends.
     :param ready: wait for a free place.
     :param delayed: wait for a retry.
     :param running: leased.
@@ -42,7 +41,7 @@ class QueueStats:
     :param queue: its name.
     :param pending: tasks that wait for a code.
     :param paused: whether its callbacks are held.
-    :param callbacks: one entry for each.
+    :param callbacks: one entry for each, and for each method by which sends wait.
     """
 
     queue: str
@@ -80,12 +79,14 @@ class Operations:
 
     :param client: answers bytes.
     :param keys: the names of keys.
+    :param methods: the methods that there may be sends by.
     """
 
-    def __init__(self, client: Redis, keys: Keys) -> None:
+    def __init__(self, client: Redis, keys: Keys, methods: Collection[str] = ()) -> None:
         self._client: Any = client
         self._scripts = Scripts(client)
         self._keys = keys
+        self._methods = methods
 
     def queues(self) -> list[str]:
         """Return the names of all queues that were ever used."""
@@ -102,15 +103,20 @@ class Operations:
         stored = self._client.hgetall(key)
         return {name.decode(): _time(at) for name, at in sorted(stored.items()) if name != b"#epoch"}
 
+    def names(self, queue: str) -> list[str]:
+        """Return what a queue's deliveries may stand under: its callbacks, and its sends by each method."""
+        return [*self.handlers(queue), *(SENDS + method for method in sorted(self._methods))]
+
     def stats(self, queue: str) -> QueueStats:
         """Count what a queue holds."""
-        names = list(self.handlers(queue))
+        names = self.names(queue)
         keys = [key for name in names for key in self._all(queue, name)]
         _, pending, *counts = self._scripts.run("stats", self._of(queue, "pending") + keys)
         rows = [counts[i : i + 5] for i in range(0, len(counts), 5)]
         callbacks = [
             CallbackStats(name, ready, delayed, running, dead, None if age == b"-1" else int(age) / 1000)
             for name, (ready, delayed, running, dead, age) in zip(names, rows, strict=True)
+            if not name.startswith(SENDS) or ready + delayed + running + dead
         ]
         return QueueStats(queue, pending, self.is_paused(queue), callbacks)
 
@@ -140,7 +146,7 @@ class Operations:
 
     def dead(self, queue: str, count: int) -> Iterator[Placed]:
         """Yield dead letters of a queue, of each callback the newest first."""
-        for name in self.handlers(queue):
+        for name in self.names(queue):
             _, *rows = self._scripts.run("list_dead", self._all(queue, name), count)
             for i in range(0, len(rows), 6):
                 task_id, died, failures, lost, _, error = rows[i : i + 6]
@@ -158,7 +164,8 @@ class Operations:
     def replay(self, queue: str, name: str, task_id: str) -> bool:
         """Let a dead letter run again; false if it is none."""
         word, *_ = self._scripts.run("replay", self._all(queue, name), task_id)
-        self._client.publish(self._keys.bell, f"1 {task_id}")
+        bell = f"2 {task_id} {name[len(SENDS) :]}" if name.startswith(SENDS) else f"1 {task_id}"
+        self._client.publish(self._keys.bell, bell)
         return bool(word == "ok")
 
     def discard(self, queue: str, name: str, task_id: str) -> bool:

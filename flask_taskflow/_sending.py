@@ -6,23 +6,44 @@ import logging
 import re
 import traceback
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from redis import RedisError
 
 from . import signals
 from ._audit import record
+from ._callbacks import Reject, Retry
+from ._codes import CodeStore
 from ._config import Config
 from ._otp import OTP, Keyring, new_nonce, read_code
-from ._store import Code, Issued, TaskStore
+from ._store import Code, Issued
 from ._task import Task
 from .errors import InvalidCode, SendFailed
-from .strategies import Channel
+from .strategies import BaseStrategy, Channel
 
 if TYPE_CHECKING:
     from flask import Flask
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a code was not sent, in words that hold nothing of it.
+
+    :param code: what is in force now, ``None`` if that is not known.
+    :param cause: the error's class.
+    :param reason: the same, and where it was raised.
+    :param final: whether another try is no use.
+    :param after: seconds until another try, or ``None``.
+    """
+
+    code: Code | None
+    cause: str
+    reason: str
+    final: bool = False
+    after: float | None = None
 
 
 class Sender:
@@ -31,7 +52,7 @@ class Sender:
     :param app: the sender of signals.
     :param config: how long a code is.
     :param keyring: derives codes.
-    :param store: arms and disarms codes.
+    :param codes: arms and disarms them.
     :param channels: the registered strategies, by method.
     """
 
@@ -40,15 +61,20 @@ class Sender:
         app: Flask,
         config: Config,
         keyring: Keyring,
-        store: TaskStore,
+        codes: CodeStore,
         channels: Mapping[str, Channel],
     ) -> None:
         self._app = app
         self._keyring = keyring
-        self._store = store
+        self._codes = codes
         self._channels = channels
         self._length = config.otp_length
         self._digits = re.compile(f"[0-9]{{{self._length}}}")
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that this process can send by."""
+        return list(self._channels)
 
     def pattern(self, method: str) -> re.Pattern[str]:
         """Return what a typed code of a method may look like."""
@@ -69,11 +95,12 @@ class Sender:
         :raises SendFailed: if a strategy raised; its codes are disarmed, the others stay valid.
         """
         task = issued.task
-        failed = [code for code in (self._send(task, code) for code in issued.codes) if code is not None]
+        tried = [self.try_to_send(task, code) for code in issued.codes]
+        failed = [failure.code for failure in tried if failure is not None and failure.code is not None]
         if not failed:
             return
         try:
-            self._store.unsent(task.id, failed)
+            self._codes.unsent(task.id, failed)
         except RedisError as error:
             logger.warning("The codes of task %s could not be disarmed: %s", task.id, error)
         methods = tuple(code.method for code in failed)
@@ -84,11 +111,10 @@ class Sender:
             methods=methods,
         )
 
-    def _send(self, task: Task[Any], code: Code) -> Code | None:
-        """Send a code; return what is in force now if that failed."""
+    def try_to_send(self, task: Task[Any], code: Code) -> Failure | None:
+        """Send a code once; return why that failed, if it did."""
         channel = self._channels[code.method]
-        problem = otp = None
-        where = ""
+        failure = otp = None
         try:
             # The device makes the codes of a strategy that checks them.
             otp = OTP("") if channel.checks else self._otp(task, code, channel)
@@ -99,23 +125,21 @@ class Sender:
             channel.strategy.send(task, otp)
         except Exception as error:
             # The error's text and frames may hold the code: only its class may be told.
-            problem, where = type(error).__name__, _place(error)
+            failure = _failure(code, channel.strategy, error)
         finally:
             otp = None
         address = task.recipient.masked().get(channel.address_field or "", "")
         audited: dict[str, Any] = {"queue": task.queue, "method": code.method, "address": address}
-        if problem is not None:
-            record("send_failed", task.id, level=logging.WARNING, cause=problem, **audited)
+        if failure is not None:
+            record("send_failed", task.id, level=logging.WARNING, cause=failure.cause, **audited)
             logger.error(
-                "Sending by %s to %s for task %s failed: %s raised by %s%s.",
+                "Sending by %s to %s for task %s failed: %s.",
                 code.method,
                 address or "no address",
                 task.id,
-                problem,
-                type(channel.strategy).__qualname__,
-                where,
+                failure.reason,
             )
-            return code
+            return failure
         record("code_sent", task.id, **audited)
         signals.emit(signals.otp_sent, self._app, task=task, method=code.method)
         return None
@@ -134,7 +158,7 @@ class Sender:
         else:
             otp = self._generated(task, channel)
             new = Code(code.method, new_nonce(), self._keyring.digest(task.id, code.method, otp))
-        return (otp, new) if self._store.rotate(task.id, code, new) else (None, code)
+        return (otp, new) if self._codes.rotate(task.id, code, new) else (None, code)
 
     def _generated(self, task: Task[Any], channel: Channel) -> OTP:
         text = channel.strategy.generate(task)
@@ -144,6 +168,13 @@ class Sender:
         return otp
 
 
-def _place(error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+def _failure(code: Code, strategy: BaseStrategy, error: Exception) -> Failure:
+    cause = type(error).__name__
+    place = "".join(f" at {at.filename}:{at.lineno}" for at in traceback.extract_tb(error.__traceback__)[-1:])
+    return Failure(
+        code,
+        cause,
+        f"{cause} raised by {type(strategy).__qualname__}{place}",
+        final=isinstance(error, Reject),
+        after=error.after if isinstance(error, Retry) else None,
+    )

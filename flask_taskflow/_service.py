@@ -13,14 +13,16 @@ from redis import RedisError
 from . import signals
 from ._audit import record
 from ._callbacks import Callback
+from ._codes import CodeStore
 from ._config import Config
 from ._connect import Connector
 from ._drafting import draft_task, read_recipient
+from ._keys import TASK_ID, Keys, Queues, tag_of
 from ._operations import Operations
 from ._otp import OTP, Keyring, mask_all, read_code
 from ._runtime import Runtime
 from ._sending import Sender
-from ._store import TASK_ID, Issued, Keys, TaskStore, tag_of
+from ._store import Issued, TaskStore
 from ._task import Recipient, Task, check_method
 from .errors import (
     ConfigError,
@@ -67,10 +69,14 @@ class Service:
         self._callbacks = callbacks
         self.client = connector.client()
         self.keys = Keys(config.key_prefix, connector.database)
-        self.operations = Operations(self.client, self.keys)
-        self._store = TaskStore(self.client, self.keys, config, keyring)
-        self._sender = Sender(app, config, keyring, self._store, channels)
-        self.runtime = Runtime(app, config, callbacks, keyring, connector, self.keys, self._store)
+        self.operations = Operations(self.client, self.keys, channels)
+        queues = Queues(self.client, self.keys)
+        self._store = TaskStore(self.client, self.keys, config, keyring, queues)
+        codes = CodeStore(self.client, self.keys, config, keyring)
+        self._sender = Sender(app, config, keyring, codes, channels)
+        self.runtime = Runtime(
+            app, config, callbacks, keyring, connector, self.keys, self._store, queues, codes, self._sender
+        )
 
     def add_task(self, queue: object, data: object, **options: Any) -> Task[Any]:
         """Store a task and send its first codes; the arguments are those of ``TaskFlow.add_task``."""
@@ -85,7 +91,7 @@ class Service:
         addresses = draft.recipient.masked()
         record("task_added", draft.id, queue=draft.queue, addresses=addresses)
         signals.emit(signals.task_added, self._app, task=issued.task)
-        self._sender.send(issued)
+        self._send(issued)
         return issued.task
 
     def verify(self, task_id: str, method: str, otp: str) -> Task[Any]:
@@ -143,7 +149,7 @@ class Service:
         except (OTPRejected, ResendTooSoon, SendLimitReached) as error:
             self._record_limit("resend_refused", task_id, error, method=name)
             raise
-        self._sender.send(issued)
+        self._send(issued)
         return issued
 
     def update_recipient(self, task_id: str, recipient: Recipient | Mapping[str, str | None]) -> Task[Any]:
@@ -161,7 +167,7 @@ class Service:
             before, after = mask_all(old), mask_all({name: addresses[name] for name in old})
             record("recipient_changed", task_id, queue=issued.task.queue, old=before, new=after)
             signals.emit(signals.recipient_updated, self._app, task=issued.task, old=before, new=after)
-        self._sender.send(issued)
+        self._send(issued)
         return issued.task
 
     def get_task(self, task_id: str) -> Task[Any]:
@@ -205,6 +211,15 @@ class Service:
     ) -> None:
         wait = getattr(error, "retry_after", None)
         record(event, task_id, level=logging.WARNING, cause=error.code, retry_after=wait, **fields)
+
+    def _send(self, issued: Issued) -> None:
+        if not self.config.sends_in_background:
+            self._sender.send(issued)
+        elif self.config.eager:
+            self.runtime.send_due()
+        else:
+            for code in issued.codes:
+                self.runtime.post(issued.task.id, code.method)
 
     def _run_eagerly(self, task_id: str) -> None:
         try:

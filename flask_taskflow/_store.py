@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
-import secrets
-from base64 import b32encode
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.resources import files
 from typing import Any, NoReturn
 
-from redis import Redis, RedisError
-from redis.exceptions import NoScriptError
+from redis import Redis
 
 from . import errors
 from ._audit import record
 from ._config import Config
+from ._keys import Keys, Queues, Scripts, tag_of
 from ._otp import Keyring
 from ._schemas import load_fixed
 from ._task import Recipient, Status, Task
@@ -27,91 +22,10 @@ from .strategies import Channel
 
 logger = logging.getLogger(__name__)
 
-TASK_ID = re.compile(r"[a-z2-7]{34}", re.ASCII)
-_TAG_LENGTH = 8
 #: Seconds for which a use of a foreign code is remembered: far longer than any of them is valid.
 _USE_KEPT = 86400.0
 
 Fields = Mapping[str, str]
-
-
-class Scripts:
-    """The Lua steps of ``lua/``, each behind what they share, on one client.
-
-    :param client: answers bytes.
-    """
-
-    _SHARED = ("prelude", "limits", "handlers", "verification", "deliveries", "outcomes")
-
-    def __init__(self, client: Redis) -> None:
-        self._folder = files(__package__) / "lua"
-        self._head = "\n".join(self._read(part) for part in self._SHARED)
-        self._client = client
-        self._scripts: dict[str, Any] = {}
-
-    def run(self, step: str, keys: Sequence[str], *args: str | int) -> list[Any]:
-        """Run a step and return its reply, the leading word decoded.
-
-        :raises redis.RedisError: if Redis could not be reached or did not answer in time; the step may
-            have had its effect once.
-        """
-        script = self._scripts.get(step)
-        if script is None:
-            text = f"{self._head}\n{self._read(step)}"
-            script = self._scripts[step] = self._client.register_script(text)
-        try:
-            reply: list[Any] = script(keys=keys, args=args)
-        except NoScriptError:
-            # The scripts were flushed once more, between loading and running.
-            reply = self._client.eval(str(script.script), len(keys), *keys, *args)
-        return [reply[0].decode(), *reply[1:]]
-
-    def _read(self, name: str) -> str:
-        return (self._folder / f"{name}.lua").read_text("utf-8")
-
-
-class Keys:
-    """The names of all keys, see the table in ``docs/deploy.md``.
-
-    :param prefix: the configured prefix.
-    :param database: the database number, part of the channel because Pub/Sub ignores databases.
-    """
-
-    def __init__(self, prefix: str, database: int) -> None:
-        self.prefix = prefix
-        self.queues = f"{prefix}:queues"
-        self.bell = f"{prefix}:{database}:bell"
-        #: Followed by a process's name: the channel that shows that it lives.
-        self.presence = f"{prefix}:{database}:here:"
-        self._tags: dict[str, str] = {}
-
-    def tag(self, queue: str) -> str:
-        """Return the eight characters that mark a queue in its keys and its tasks' ids."""
-        if queue not in self._tags:
-            digest = hashlib.sha256((self.prefix + queue).encode()).digest()
-            self._tags[queue] = b32encode(digest)[:_TAG_LENGTH].decode().lower()
-        return self._tags[queue]
-
-    def new_id(self, queue: str) -> str:
-        """Return the id of a new task: the queue's tag and 128 random bits."""
-        return self.tag(queue) + b32encode(secrets.token_bytes(16))[:26].decode().lower()
-
-    def of(self, tag: str, *names: str) -> list[str]:
-        """Return keys of a queue; all of them share one hash slot."""
-        return [f"{self.prefix}:{{{self.prefix}.{tag}}}:{name}" for name in names]
-
-    def task(self, task_id: str) -> list[str]:
-        """Return the key of a task."""
-        return self.of(tag_of(task_id), f"task:{task_id}")
-
-    def handler(self, tag: str, name: str, *kinds: str) -> list[str]:
-        """Return keys of a callback's deliveries."""
-        return self.of(tag, *(f"h:{name}:{kind}" for kind in kinds))
-
-
-def tag_of(task_id: str) -> str:
-    """Return the tag of the queue that a task belongs to."""
-    return task_id[:_TAG_LENGTH]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,16 +85,17 @@ class TaskStore:
     :param keys: the names of keys.
     :param config: the limits.
     :param keyring: makes and checks seals.
+    :param queues: where a task's queue is listed.
     """
 
-    def __init__(self, client: Redis, keys: Keys, config: Config, keyring: Keyring) -> None:
+    def __init__(self, client: Redis, keys: Keys, config: Config, keyring: Keyring, queues: Queues) -> None:
         self._client = client
         self._scripts = Scripts(client)
         self._keys = keys
         self._config = config
         self._keyring = keyring
+        self._queues = queues
         self._handlers: dict[str, frozenset[str]] = {}
-        self._listed: set[str] = set()
 
     def add(self, draft: Draft, codes: Sequence[Code]) -> Issued:
         """Store a task and count its first messages.
@@ -194,18 +109,27 @@ class TaskStore:
             mac = stored.get(f"mac.{fields[code.method]}", "")
             messages += [code.method, mac, code.nonce, code.digest]
         tag = tag_of(draft.id)
+        if self._config.sends_in_background:
+            # Whoever sends must hear of the queue, even if this process ends in a moment.
+            self._queues.add(draft.queue)
         word, *rest = self._scripts.run(
             "add_task",
-            self._keys.task(draft.id) + self._keys.of(tag, "pending", *_RECIPIENTS),
+            [
+                *self._keys.task(draft.id),
+                *self._keys.of(tag, "pending", *RECIPIENTS),
+                *self._sends(tag, [code.method for code in codes]),
+            ],
             draft.id,
-            _ms(draft.ttl),
-            *self._limits(),
-            *_listed([item for pair in stored.items() for item in pair]),
-            *_listed(messages),
+            in_ms(draft.ttl),
+            draft.priority,
+            self._keys.bell,
+            *limits_of(self._config),
+            *listed([item for pair in stored.items() for item in pair]),
+            *listed(messages),
         )
         if word != "ok":
             _refuse(word, rest)
-        self._list_queue(draft.queue)
+        self._queues.add(draft.queue)
         created, expires = int(rest[0]), int(rest[1])
         stored |= {"created": str(created), "expires": str(expires)}
         return Issued(read_task(draft.id, stored, created, self._keyring), codes)
@@ -223,8 +147,8 @@ class TaskStore:
             method,
             own,
             self._config.otp_max_attempts,
-            _ms(self._config.recipient_failure_window),
-            *_listed(digests),
+            in_ms(self._config.recipient_failure_window),
+            *listed(digests),
         )
 
     def reserve(self, task_id: str, method: str) -> tuple[Task[Any], datetime, int]:
@@ -237,18 +161,18 @@ class TaskStore:
             self._verification_keys(task_id),
             task_id,
             method,
-            _ms(self._config.retention),
+            in_ms(self._config.retention),
             self._config.otp_max_attempts,
-            _ms(self._config.recipient_failure_window),
+            in_ms(self._config.recipient_failure_window),
         )
         if word != "ok":
             _refuse(word, rest)
-        return self._read(task_id, rest), _time(rest[0]), int(rest[2])
+        return read_reply(task_id, rest, self._keyring), _time(rest[0]), int(rest[2])
 
     def claim_use(self, method: str, address: str, use: str) -> bool:
         """Take one use of a code that the server did not make; false if it was taken before."""
         key = f"{self._keys.prefix}:used:{self._keyring.seal('used', method, address, use)}"
-        return bool(self._client.set(key, "1", nx=True, px=_ms(_USE_KEPT)))
+        return bool(self._client.set(key, "1", nx=True, px=in_ms(_USE_KEPT)))
 
     def consume(self, task_id: str, method: str, own: Collection[str]) -> Task[Any]:
         """End a task whose reserved attempt was right.
@@ -264,11 +188,11 @@ class TaskStore:
         """
         keys = self._keys.task(task_id) + self._keys.of(tag_of(task_id), "pending")
         config = self._config
-        self._scripts.run("lock", keys, task_id, _ms(config.retention), config.otp_max_attempts)
+        self._scripts.run("lock", keys, task_id, in_ms(config.retention), config.otp_max_attempts)
         _refuse("locked", ())
 
     def _verification_keys(self, task_id: str) -> list[str]:
-        names = ("pending", *_RECIPIENTS, "handlers", "seq", "decoy")
+        names = ("pending", *RECIPIENTS, "handlers", "seq", "decoy")
         return self._keys.task(task_id) + self._keys.of(tag_of(task_id), *names)
 
     def _end(self, step: str, task_id: str, method: str, own: Collection[str], *rest: str | int) -> Task[Any]:
@@ -282,10 +206,10 @@ class TaskStore:
                 task_id,
                 method,
                 self._keys.bell,
-                _ms(self._config.retention),
+                in_ms(self._config.retention),
                 _epoch(names),
-                *_listed(names),
-                *_listed(sorted(own)),
+                *listed(names),
+                *listed(sorted(own)),
                 *rest,
             )
             if word != "resubscribe":
@@ -293,7 +217,7 @@ class TaskStore:
             self._handlers[tag] = frozenset(name.decode() for name in reply[0])
         if word != "ok":
             _refuse(word, reply)
-        return self._read(task_id, reply)
+        return read_reply(task_id, reply, self._keyring)
 
     def resend(self, task_id: str, code: Code, *, keep: bool) -> Issued:
         """Count one more message and return the code it carries.
@@ -304,21 +228,24 @@ class TaskStore:
         :raises ResendTooSoon: during the cooldown.
         :raises SendLimitReached: if the task or the recipient had enough.
         """
+        tag = tag_of(task_id)
         word, *rest = self._scripts.run(
             "resend_otp",
-            self._keys.task(task_id) + self._keys.of(tag_of(task_id), *_RECIPIENTS),
+            self._keys.task(task_id) + self._keys.of(tag, *RECIPIENTS) + self._sends(tag, [code.method]),
+            task_id,
             code.method,
+            self._keys.bell,
             int(keep),
             code.nonce,
             code.digest,
-            *self._limits(),
+            *limits_of(self._config),
         )
         if word != "ok":
             _refuse(word, rest)
         return self._issued(task_id, rest, [code.method])
 
     def update_recipient(
-        self, task_id: str, addresses: Mapping[str, str], codes: Iterable[Code]
+        self, task_id: str, addresses: Mapping[str, str], codes: Sequence[Code]
     ) -> tuple[Issued, dict[str, str]]:
         """Change addresses; return the codes to send, and the old addresses of changed fields.
 
@@ -331,36 +258,21 @@ class TaskStore:
             for field, address in addresses.items()
             for item in (field, address, *self._sealed(task_id, field, address))
         ]
-        brought = [item for code in codes for item in (code.method, code.nonce, code.digest)]
+        tag = tag_of(task_id)
+        sends = self._sends(tag, [code.method for code in codes])
         word, *rest = self._scripts.run(
             "update_recipient",
-            self._keys.task(task_id) + self._keys.of(tag_of(task_id), *_RECIPIENTS),
+            self._keys.task(task_id) + self._keys.of(tag, *RECIPIENTS) + sends,
+            task_id,
+            self._keys.bell,
             self._config.max_recipient_updates,
-            *self._limits(),
-            *_listed(given),
-            *_listed(brought),
+            *limits_of(self._config),
+            *listed(given),
+            *brought(codes),
         )
         if word != "ok":
             _refuse(word, rest)
-        return self._issued(task_id, rest, [name.decode() for name in rest[3]]), _pairs(rest[2])
-
-    def rotate(self, task_id: str, old: Code, new: Code) -> bool:
-        """Put another code in the place of one just issued; false if that one is no longer in force."""
-        word, *_ = self._scripts.run(
-            "rotate",
-            self._keys.task(task_id),
-            old.method,
-            old.nonce,
-            new.nonce,
-            new.digest,
-            _ms(self._config.otp_ttl),
-        )
-        return bool(word == "ok")
-
-    def unsent(self, task_id: str, codes: Iterable[Code]) -> None:
-        """Disarm codes whose send failed and that no other send delivered; clear the cooldown."""
-        failed = [item for code in codes for item in (code.method, code.nonce)]
-        self._scripts.run("unsent", self._keys.task(task_id), *_listed(failed))
+        return self._issued(task_id, rest, [name.decode() for name in rest[3]]), pairs_of(rest[2])
 
     def cancel(self, task_id: str) -> Task[Any]:
         """End a pending task.
@@ -371,11 +283,11 @@ class TaskStore:
             "cancel_task",
             self._keys.task(task_id) + self._keys.of(tag_of(task_id), "pending"),
             task_id,
-            _ms(self._config.retention),
+            in_ms(self._config.retention),
         )
         if word != "ok":
             _refuse(word, rest)
-        return self._read(task_id, rest)
+        return read_reply(task_id, rest, self._keyring)
 
     def get(self, task_id: str) -> tuple[Task[Any], datetime]:
         """Return a task and the server's time.
@@ -385,7 +297,7 @@ class TaskStore:
         word, *rest = self._scripts.run("get_task", self._keys.task(task_id))
         if word != "ok":
             _refuse(word, rest)
-        return self._read(task_id, rest), _time(rest[0])
+        return read_reply(task_id, rest, self._keyring), _time(rest[0])
 
     def _stored(self, draft: Draft) -> dict[str, str]:
         stored = {
@@ -406,37 +318,29 @@ class TaskStore:
     def _sealed(self, task_id: str, field: str, address: str) -> tuple[str, str]:
         return self._keyring.seal(task_id, field, address), self._keyring.recipient(address)
 
-    def _limits(self) -> list[int]:
-        config = self._config
-        return [
-            _ms(config.otp_ttl),
-            config.max_sends,
-            config.recipient_max_sends,
-            _ms(config.recipient_window),
-            config.recipient_max_failures,
-            _ms(config.resend_cooldown),
-            _ms(config.resend_cooldown_max),
-        ]
-
-    def _list_queue(self, queue: str) -> None:
-        # Only the operator reads it, and in a cluster it may lie on a shard that is away.
-        if queue not in self._listed:
-            with suppress(RedisError):
-                self._client.hset(self._keys.queues, self._keys.tag(queue), queue)
-                self._listed.add(queue)
-
-    def _read(self, task_id: str, reply: Sequence[Any]) -> Task[Any]:
-        return read_task(task_id, _pairs(reply[1]), int(reply[0]), self._keyring)
+    def _sends(self, tag: str, methods: Sequence[str]) -> list[str]:
+        """Return the keys for sends by some methods, none if codes are sent inline."""
+        if not self._config.sends_in_background:
+            return []
+        return self._keys.sends(tag, methods)
 
     def _issued(self, task_id: str, reply: Sequence[Any], methods: Iterable[str]) -> Issued:
-        fields = _pairs(reply[1])
+        fields = pairs_of(reply[1])
         codes = [Code(name, fields[f"{name}.nonce"], fields[f"{name}.digest"]) for name in methods]
         waits = [int(fields[f"{code.method}.next"]) - int(reply[0]) for code in codes]
-        return Issued(self._read(task_id, reply), codes, max(waits, default=0) / 1000)
+        return Issued(read_reply(task_id, reply, self._keyring), codes, max(waits, default=0) / 1000)
 
 
-_RECIPIENTS = ("recipients", "recipients:expiry")
+RECIPIENTS = ("recipients", "recipients:expiry")
 _ENQUEUED = ("ready", "meta", "body")
+
+
+def read_reply(task_id: str, reply: Sequence[Any], keyring: Keyring) -> Task[Any]:
+    """Return the task that a step answered: the server's time in ms, and the stored strings.
+
+    :raises TaskTampered: if a seal does not hold.
+    """
+    return read_task(task_id, pairs_of(reply[1]), int(reply[0]), keyring)
 
 
 def read_task(task_id: str, fields: Fields, now: int, keyring: Keyring) -> Task[Any]:
@@ -477,6 +381,19 @@ def _task(task_id: str, fields: Fields, now: int, recipient: Recipient) -> Task[
         verification_method=fields.get("method"),
         **load_fixed(fields["fixed"]),
     )
+
+
+def limits_of(config: Config) -> list[int]:
+    """Return the limits of sending as steps take them."""
+    return [
+        in_ms(config.otp_ttl),
+        config.max_sends,
+        config.recipient_max_sends,
+        in_ms(config.recipient_window),
+        config.recipient_max_failures,
+        in_ms(config.resend_cooldown),
+        in_ms(config.resend_cooldown_max),
+    ]
 
 
 def _refuse(word: str, rest: Sequence[Any]) -> NoReturn:
@@ -521,11 +438,18 @@ def _status(stored: bytes) -> Status:
         raise errors.TaskTampered("the task's status was changed in Redis from outside") from None
 
 
-def _listed(items: Sequence[str]) -> list[str | int]:
+def brought(codes: Iterable[Code]) -> list[str | int]:
+    """Return new codes as steps take them."""
+    return listed([item for code in codes for item in (code.method, code.nonce, code.digest)])
+
+
+def listed(items: Sequence[str]) -> list[str | int]:
+    """Return a list as steps take it."""
     return [len(items), *items]
 
 
-def _ms(seconds: float) -> int:
+def in_ms(seconds: float) -> int:
+    """Return seconds in milliseconds, as steps take them."""
     return max(int(seconds * 1000), 0)
 
 
@@ -533,7 +457,8 @@ def _time(milliseconds: str | bytes | int) -> datetime:
     return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
 
 
-def _pairs(flat: Sequence[bytes]) -> dict[str, str]:
+def pairs_of(flat: Sequence[bytes]) -> dict[str, str]:
+    """Return a hash as a step answered it."""
     items = [item.decode(errors="replace") for item in flat]
     return dict(zip(items[::2], items[1::2], strict=True))
 

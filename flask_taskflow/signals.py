@@ -22,6 +22,8 @@ _signals = Namespace()
 task_added = _signals.signal("task-added")
 #: ``(app, *, task, method)``: a strategy took a code for sending.
 otp_sent = _signals.signal("otp-sent")
+#: ``(app, *, task)``: the task is ``FAILED``: its code could not be sent, and no other method was left.
+task_failed = _signals.signal("task-failed")
 #: ``(app, *, task_id, method, cause)``: a code was refused; ``cause`` is the error's ``code``.
 otp_rejected = _signals.signal("otp-rejected")
 #: ``(app, *, task, old, new)``: addresses changed; ``old`` and ``new`` map fields to masked addresses.

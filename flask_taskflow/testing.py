@@ -18,7 +18,7 @@ from redis import Redis, RedisError
 
 from ._embedded import find_binary
 from ._extension import TaskFlow
-from ._store import Scripts
+from ._keys import Scripts
 from ._task import Task
 from .strategies import Channel, Message, OutboxStrategy
 

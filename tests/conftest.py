@@ -70,6 +70,24 @@ def make_app(redis: Redis, server: str, taskflow: TaskFlow) -> Iterator[MakeApp]
                     client.connection_pool.disconnect()
 
 
+def watch(redis: Redis, call: Callable[[], object]) -> tuple[list[str], list[str]]:
+    """Run a call under MONITOR; return the commands that came in, and those that scripts ran."""
+    sent: list[str] = []
+    scripted: list[str] = []
+    with redis.monitor() as monitor:
+        redis.echo("watch-begins")
+        call()
+        redis.echo("watch-ends")
+        commands = iter(monitor.next_command, None)
+        while "watch-begins" not in next(commands)["command"]:
+            continue
+        for seen in commands:
+            if "watch-ends" in seen["command"].split():
+                return sent, scripted
+            (scripted if seen["client_type"] == "lua" else sent).append(seen["command"])
+    raise AssertionError("MONITOR ended")
+
+
 @pytest.fixture
 def app(make_app: MakeApp) -> Iterator[Flask]:
     """An app with ``TASKFLOW_EAGER``, its context pushed."""

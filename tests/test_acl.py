@@ -32,7 +32,7 @@ from flask_taskflow import (
     task_verified,
 )
 from flask_taskflow._operations import Operations
-from flask_taskflow._store import Keys
+from flask_taskflow._keys import Keys
 from flask_taskflow.errors import SendFailed, TaskLocked, TaskNotFound, WrongCode
 from flask_taskflow.testing import redis_server
 

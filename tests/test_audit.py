@@ -235,5 +235,5 @@ def test_page_lists_every_event_and_no_other() -> None:
 
     listed = set(re.findall(r"^\| `(\w+)` \| (?:INFO|WARNING|ERROR) ", PAGE, re.MULTILINE))
 
-    assert len(written) == 13
+    assert len(written) == 15
     assert listed == written

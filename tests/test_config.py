@@ -45,7 +45,11 @@ DEFAULTS: dict[str, Any] = {
     "DRAIN": 20,
     "DEAD_RETENTION": 30 * DAY,
     "QUEUES": None,
+    "SEND": "inline",
     "SEND_TIMEOUT": 10,
+    "SEND_ATTEMPTS": 3,
+    "SEND_BACKOFF": 1,
+    "SEND_THREADS": 4,
     "SMTP_URL": None,
     "EMAIL_SENDER": None,
     "SMS_URL": None,
@@ -67,6 +71,8 @@ INTEGERS = {
     "RECIPIENT_MAX_FAILURES",
     "CALLBACK_THREADS",
     "MAX_LOST",
+    "SEND_ATTEMPTS",
+    "SEND_THREADS",
 }
 DURATIONS = NUMBERS - INTEGERS
 FLAGS = {name for name, value in DEFAULTS.items() if isinstance(value, bool)}

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, cast
 
 import pytest
+from conftest import watch
 from flask import Flask
 from redis import Redis, RedisError
 
@@ -45,24 +46,6 @@ def add(taskflow: TaskFlow, **changes: Any) -> Task[Any]:
 
 def other(code: str) -> str:
     return str((int(code) + 1) % 10 ** len(code)).zfill(len(code))
-
-
-def watch(redis: Redis, call: Call) -> tuple[list[str], list[str]]:
-    """Run a call under MONITOR; return the commands that came in, and those that scripts ran."""
-    sent: list[str] = []
-    scripted: list[str] = []
-    with redis.monitor() as monitor:
-        redis.echo("watch-begins")
-        call()
-        redis.echo("watch-ends")
-        commands = iter(monitor.next_command, None)
-        while "watch-begins" not in next(commands)["command"]:
-            continue
-        for seen in commands:
-            if "watch-ends" in seen["command"].split():
-                return sent, scripted
-            (scripted if seen["client_type"] == "lua" else sent).append(seen["command"])
-    raise AssertionError("MONITOR ended")
 
 
 def dump(redis: Redis) -> dict[bytes, Any]:

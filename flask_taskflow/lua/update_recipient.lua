@@ -1,13 +1,13 @@
 -- Change addresses: the codes sent to old ones die, new ones go out.
--- KEYS: task, recipients, recipients:expiry
--- ARGV: most updates, limits, list of (field, address, seal, mac),
+-- KEYS: task, recipients, recipients:expiry, then see sending.lua
+-- ARGV: id, channel, most updates, limits, list of (field, address, seal, mac),
 --       list of (method, nonce, digest) for every method that the caller can send by
 -- Returns: unknown | finished, status | expired | send_limit, wait ms |
 --          no_strategy, method |
 --          ok, now, fields, list of (field, old address or empty), list of methods to send by
 
 local now = now_ms()
-local most, limits = take_number(), take_limits()
+local id, channel, most, limits = take(), take(), take_number(), take_limits()
 local given, codes = take_list(), take_list()
 local task = load(KEYS[1])
 local over = ended(task.status, task.expires, now)
@@ -46,7 +46,7 @@ if updates > most or sends > limits.max_sends then
 end
 local brought, macs = {}, {}
 for i = 1, #codes, 3 do
-  brought[codes[i]] = { nonce = codes[i + 1], digest = codes[i + 2], out = 1 }
+  brought[codes[i]] = { nonce = codes[i + 1], digest = codes[i + 2], out = 1, index = (i + 2) / 3 }
 end
 for i, method in ipairs(send) do
   if not brought[method] then return { 'no_strategy', method } end
@@ -55,6 +55,7 @@ for i, method in ipairs(send) do
 end
 local wait = sends_wait(KEYS[2], macs, limits, now)
 if wait then return { 'send_limit', int(wait) } end
+check_sends(3)
 
 free(KEYS[1], dead)
 redis.call('HSET', KEYS[1], 'updates', int(updates), 'sends', int(sends), unpack(addresses))
@@ -63,6 +64,7 @@ for _, method in ipairs(send) do
   code.ends = math.min(now + limits.otp_ttl, expires)
   local count = (tonumber(task[method .. '.sends']) or 0) + 1
   redis.call('HSET', KEYS[1], unpack(sent_fields(method, count, code, limits, now)))
+  post(3, code.index, id, method, task.priority, channel, now)
 end
 count_sends(KEYS[2], KEYS[3], macs, limits, now)
 return { 'ok', int(now), redis.call('HGETALL', KEYS[1]), old, send }
