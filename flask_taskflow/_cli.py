@@ -50,11 +50,12 @@ def _command(function: Callable[..., None]) -> click.Command:
 @click.option("--queues", help="Serve only these queues, separated by commas.")
 @click.option("--threads", type=click.IntRange(1, 1000), help="Run so many callbacks at once.")
 def worker(queues: str | None, threads: int | None) -> None:
-    """Run callbacks until SIGTERM or SIGINT; a second one ends it at once."""
-    extension, runtime = _extension(), _service().runtime
+    """Run callbacks, and send in the background, until SIGTERM or SIGINT; a second one ends it at once."""
+    extension, service = _extension(), _service()
+    runtime, sends = service.runtime, service.config.sends_in_background
     runtime.narrow(tuple(queues.split(",")) if queues else None, threads)
     served = sorted(runtime.new_engine().queues())
-    if not served:
+    if not served and not sends:
         raise click.ClickException(
             "this app has no callback for these queues: register one with @taskflow.on_task_verified(queue)"
         )
@@ -68,7 +69,8 @@ def worker(queues: str | None, threads: int | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     extension.start()
-    click.echo(f"Serving {', '.join(served)}. Press CTRL+C to quit.")
+    what = f"{', '.join(served) or 'no callback'}{', and sending codes' if sends else ''}"
+    click.echo(f"Serving {what}. Press CTRL+C to quit.")
     asked.wait()
     click.echo("Stopping: waiting for callbacks that run.")
     extension.stop()
@@ -162,7 +164,7 @@ def show(task_id: str, as_json: bool) -> None:
             "verified_at": _text(task.verified_at),
             "verification_method": task.verification_method,
         }
-    names = service.operations.handlers(queue)
+    names = service.operations.names(queue)
     placed = [service.operations.find(queue, name, task_id) for name in names]
     rows = [_jsonable(asdict(item)) for item in placed if item is not None]
     if as_json:

@@ -309,6 +309,22 @@ def test_rule_suffices_for_everything(guarded: Server, caplog: pytest.LogCapture
     assert not [record for record in caplog.records if "permission" in record.getMessage().lower()]
 
 
+def test_rule_suffices_for_sends_in_the_background(guarded: Server) -> None:
+    guarded.allow(*TOKENS)
+
+    with running(guarded.as_user(), TASKFLOW_SEND="background", TASKFLOW_SEND_ATTEMPTS=1) as fleet:
+        post = Post(fleet.codes)
+        post.down = True
+        fleet.taskflow.register_strategy("EMAIL")(post)
+        fleet.start()
+        task = add(fleet)
+        guarded.wait(lambda: task.id in fleet.codes)
+        verified = fleet.taskflow.verify(task.id, "SMS", fleet.codes[task.id])
+
+    assert verified.verification_method == "SMS"
+    assert guarded.refused() == set()
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_rule_without_one_command_does_not_suffice(guarded: Server, command: str) -> None:
     guarded.allow(*(token for token in TOKENS if token != f"+{command}"))
