@@ -31,8 +31,8 @@ from flask_taskflow import (
     callback_succeeded,
     task_verified,
 )
-from flask_taskflow._operations import Operations
 from flask_taskflow._keys import Keys
+from flask_taskflow._operations import Operations
 from flask_taskflow.errors import SendFailed, TaskLocked, TaskNotFound, WrongCode
 from flask_taskflow.testing import redis_server
 
