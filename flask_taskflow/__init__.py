@@ -3,9 +3,10 @@
 from ._callbacks import Delivery, Reject, Retry, current_delivery
 from ._email import EmailStrategy
 from ._extension import TaskFlow
-from ._smart_otp import SmartOTPStrategy
+from ._smart_otp import SigningStrategy, SmartOTPStrategy, sign_transaction
 from ._sms import SMSStrategy
 from ._task import Method, Recipient, Status, Task
+from ._transaction import transaction_challenge
 from .errors import (
     CodeExpired,
     ConfigError,
@@ -58,6 +59,7 @@ __all__ = [
     "SMSStrategy",
     "SendFailed",
     "SendLimitReached",
+    "SigningStrategy",
     "SmartOTPStrategy",
     "Status",
     "StrategyFailed",
@@ -77,7 +79,9 @@ __all__ = [
     "otp_rejected",
     "otp_sent",
     "recipient_updated",
+    "sign_transaction",
     "task_added",
     "task_failed",
     "task_verified",
+    "transaction_challenge",
 ]

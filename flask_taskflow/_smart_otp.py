@@ -1,4 +1,4 @@
-"""Codes that the user's authenticator app makes: TOTP, RFC 6238, by pyotp."""
+"""Codes that the user's device makes: an authenticator app's, and signatures of transactions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from datetime import datetime
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from ._ocra import Suite, read_suite
+from ._otp import OTP
+from ._transaction import transaction_challenge
 from .errors import ConfigError
 from .strategies import BaseStrategy
 
@@ -27,7 +30,30 @@ _MISSING = "SmartOTPStrategy needs the extra [smart-otp]: pip install 'flask-tas
 SecretFor = Callable[[str], "str | None"]
 
 
-class SmartOTPStrategy(BaseStrategy):
+class _DeviceStrategy(BaseStrategy):
+    """What both modes share: each device has a secret, and the app keeps it."""
+
+    address = "device_id"
+
+    def __init__(self, secret_for: SecretFor | None) -> None:
+        self._secret_for = secret_for
+
+    def secret_for(self, device_id: str) -> str | None:
+        """Return the base32 secret of a device, or ``None`` if there is no such device."""
+        if self._secret_for is None:
+            raise ConfigError(f"{type(self).__name__} needs secret_for=..., or a subclass that defines it")
+        return self._secret_for(device_id)
+
+    def send(self, task: Task[Any], otp: str) -> None:
+        """Do nothing: the device makes the code. Override it to wake the device."""
+
+    @staticmethod
+    def new_secret() -> str:
+        """Return a new secret for a device: 160 random bits in base32 (RFC 4226, section 4, R6)."""
+        return base64.b32encode(secrets.token_bytes(20)).decode()
+
+
+class SmartOTPStrategy(_DeviceStrategy):
     """Accept the codes of an enrolled authenticator app. Needs the extra ``[smart-otp]``.
 
     A code is accepted within one time step either side of the Redis server's time, and once for a device,
@@ -41,23 +67,14 @@ class SmartOTPStrategy(BaseStrategy):
     """
 
     def __init__(self, secret_for: SecretFor | None = None, *, digits: int = 6, interval: int = 30) -> None:
+        super().__init__(secret_for)
         if digits not in (6, 7, 8) or not 1 <= interval <= 300:
             raise ConfigError("SmartOTPStrategy takes 6 to 8 digits and an interval of 1 to 300 seconds")
         if find_spec("pyotp") is None or find_spec("segno") is None:
             raise ConfigError(_MISSING)
-        self._secret_for = secret_for
         self._digits = digits
         self._interval = interval
         self.code_pattern = f"[0-9]{{{digits}}}"
-
-    def secret_for(self, device_id: str) -> str | None:
-        """Return the base32 secret of a device, or ``None`` if there is no such device."""
-        if self._secret_for is None:
-            raise ConfigError("SmartOTPStrategy needs secret_for=..., or a subclass that defines it")
-        return self._secret_for(device_id)
-
-    def send(self, task: Task[Any], otp: str) -> None:
-        """Do nothing: the device makes the code."""
 
     def check(self, task: Task[Any], otp: str, now: datetime) -> str | None:
         """Return the time step of a right code."""
@@ -81,11 +98,6 @@ class SmartOTPStrategy(BaseStrategy):
         return str(self._totp(secret).provisioning_uri(name=account, issuer_name=issuer))
 
     @staticmethod
-    def new_secret() -> str:
-        """Return a new secret for a device: 160 random bits in base32 (RFC 4226, section 4, R6)."""
-        return base64.b32encode(secrets.token_bytes(20)).decode()
-
-    @staticmethod
     def qr_svg(uri: str) -> str:
         """Return a provisioning URI as a QR code, an SVG to put into a page.
 
@@ -96,18 +108,78 @@ class SmartOTPStrategy(BaseStrategy):
         return str(segno.make(uri, error="m").svg_inline(scale=4))
 
     def _totp(self, secret: str) -> TOTP:
-        if len(_decoded(secret)) < SECRET_MIN:
-            raise ConfigError(
-                f"a device's secret must have {SECRET_MIN} bytes or more: use SmartOTPStrategy.new_secret()"
-            )
+        _read_secret(secret)
         from pyotp import TOTP
 
         return TOTP(secret, digits=self._digits, interval=self._interval)
 
 
-def _decoded(secret: str) -> bytes:
+class SigningStrategy(_DeviceStrategy):
+    """Accept what an enrolled device signed the task with: OCRA, RFC 6287.
+
+    The device shows a task's data and summary, and :func:`sign_transaction` makes a response of them that
+    confirms this task and no other. Needs no extra. Nothing is sent; a subclass whose ``send`` wakes the
+    device gives it ``task.id``, ``task.data`` and ``task.summary``.
+
+    :param secret_for: returns the base32 secret of a ``device_id``, ``None`` if there is no such device. A
+        subclass may override :meth:`secret_for` instead.
+    :param digits: how long the responses are, 6 to 10.
+    :raises ConfigError: for another number of digits.
+    """
+
+    def __init__(self, secret_for: SecretFor | None = None, *, digits: int = 8) -> None:
+        super().__init__(secret_for)
+        self._suite = _signing_suite(digits)
+        self.code_pattern = f"[0-9]{{{digits}}}"
+
+    def check(self, task: Task[Any], otp: str, now: datetime) -> str | None:
+        """Return a name for this use of the right response."""
+        secret = self.secret_for(task.recipient.device_id or "")
+        if secret is None:
+            return None
+        right = _sign(self._suite, secret, task.id, task.data, task.summary)
+        if not hmac.compare_digest(right, str(otp)):
+            return None
+        # A task ends once, and no other takes this response. A name without the time would refuse the
+        # response for good where Redis failed between the claim and the end.
+        return f"{task.id} {now.isoformat()}"
+
+
+def sign_transaction(secret: str, *, task_id: str, data: object, summary: str | None, digits: int = 8) -> str:
+    """Return the response of a device to a transaction that its user agreed to. It runs on the device.
+
+    Give it what the user was shown, and nothing that was not: the response is bound to it.
+
+    :param secret: the device's secret, in base32.
+    :param task_id: the task's id.
+    :param data: the task's data, as the device showed it.
+    :param summary: the task's summary, or ``None``.
+    :param digits: as in :class:`SigningStrategy`.
+    :raises ConfigError: for an unusable secret or number of digits.
+    :raises ValueError: for data that is no JSON value.
+    """
+    return _sign(_signing_suite(digits), secret, task_id, data, summary)
+
+
+def _sign(suite: Suite, secret: str, task_id: str, data: object, summary: str | None) -> OTP:
+    challenge = transaction_challenge(task_id=task_id, data=data, summary=summary)
+    return suite.respond(_read_secret(secret), challenge)
+
+
+def _signing_suite(digits: int) -> Suite:
+    if digits not in range(6, 11):
+        raise ConfigError("a signature has 6 to 10 digits")
+    return read_suite(f"OCRA-1:HOTP-SHA256-{digits}:QH64")
+
+
+def _read_secret(secret: str) -> bytes:
     try:
-        return base64.b32decode(secret + "=" * (-len(secret) % 8), casefold=True)
+        key = base64.b32decode(secret + "=" * (-len(secret) % 8), casefold=True)
     except (ValueError, TypeError):
         # The text of the error may show the secret.
         raise ConfigError("a device's secret must be base32: use SmartOTPStrategy.new_secret()") from None
+    if len(key) < SECRET_MIN:
+        raise ConfigError(
+            f"a device's secret must have {SECRET_MIN} bytes or more: use SmartOTPStrategy.new_secret()"
+        )
+    return key
