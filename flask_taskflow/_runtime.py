@@ -217,6 +217,11 @@ class Runtime:
         if engine is not None:
             engine.wake() if self._queues.knows(tag_of(task_id)) else engine.refresh()
 
+    def post_own(self, task_id: str, method: str) -> None:
+        """Send at once what this process stored, unless it hears its own bell."""
+        if self._listener is None or not self._listener.present:
+            self.post(task_id, method)
+
     def resync(self, lost: bool) -> None:
         """Make up for what was missed while no bell could be heard.
 

@@ -219,7 +219,7 @@ class Service:
             self.runtime.send_due()
         else:
             for code in issued.codes:
-                self.runtime.post(issued.task.id, code.method)
+                self.runtime.post_own(issued.task.id, code.method)
 
     def _run_eagerly(self, task_id: str) -> None:
         try:

@@ -1,4 +1,4 @@
-"""S19: the benchmarks that hold numbers, in their short form."""
+"""The benchmarks that hold numbers, in their short form."""
 
 from __future__ import annotations
 
@@ -33,3 +33,11 @@ def test_expired_tasks_are_forgotten_and_cost_nothing() -> None:
 
     assert result.returncode == 0, result.stdout + result.stderr
     assert "20,000 (20,000 after" in result.stdout
+
+
+def test_provider_that_hangs_costs_the_caller_nothing_and_falls_back() -> None:
+    """A call that waited for it would cost hundreds of times more; a busy machine may cost half as much."""
+    result = run_benchmark("sending", "--rounds", "300", "--fall-backs", "10", "--within", "0.5")
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("10 of 10") == 2
