@@ -7,6 +7,7 @@ from typing import Any
 
 from ._config import Config
 from ._keys import Keys
+from ._providers import locale as check_locale
 from ._schemas import SUMMARY_MAX, dump_data, dump_fixed
 from ._store import Draft
 from ._task import (
@@ -18,6 +19,7 @@ from ._task import (
     check_recipient,
     check_seconds,
 )
+from ._texts import requested_locale
 from .errors import InvalidTask
 from .strategies import Channel
 
@@ -38,6 +40,7 @@ def draft_task(
     ttl: object,
     timeout: object,
     send_via: object,
+    locale: object,
 ) -> tuple[Draft, tuple[str, ...]]:
     """Return a task ready to be stored, and the methods to send by.
 
@@ -59,6 +62,7 @@ def draft_task(
         allowed_methods=allowed,
         priority=rank,
         timeout=check_seconds(timeout, "timeout", maximum=_TIMEOUT_MAX),
+        locale=requested_locale() if locale is None else _locale(locale),
     )
     methods = _methods(channels, allowed, whom, send_via)
     return Draft(
@@ -91,6 +95,13 @@ def _summary(value: object) -> str | None:
     if isinstance(value, str) and value.isprintable() and 0 < len(value) <= SUMMARY_MAX:
         return value
     raise InvalidTask(f"summary must be one printable line of at most {SUMMARY_MAX} characters")
+
+
+def _locale(value: object) -> str:
+    try:
+        return check_locale(value)
+    except ValueError as error:
+        raise InvalidTask(f"locale: {error}") from None
 
 
 def _methods(

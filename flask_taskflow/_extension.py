@@ -134,6 +134,7 @@ class TaskFlow:
         ttl: float | timedelta | None = None,
         timeout: float | timedelta | None = None,
         send_via: Iterable[str] | None = None,
+        locale: str | None = None,
     ) -> Task[Any]:
         """Store a task and send a code for it.
 
@@ -146,6 +147,7 @@ class TaskFlow:
         :param ttl: seconds to live, default ``TASKFLOW_TASK_TTL``.
         :param timeout: seconds for one attempt of a callback, default ``TASKFLOW_JOB_TIMEOUT``.
         :param send_via: the methods to send by now; default the first one that has its address.
+        :param locale: the language of its messages, as ``vi``; default that of the request, by Flask-Babel.
         :raises InvalidTask: for an unusable argument; nothing was stored or sent.
         :raises SendLimitReached: if a recipient had enough; nothing was stored or sent.
         :raises SendFailed: if a strategy raised; the task exists.
@@ -161,6 +163,7 @@ class TaskFlow:
             ttl=ttl,
             timeout=timeout,
             send_via=send_via,
+            locale=locale,
         )
 
     def verify(self, task_id: str, method: str, otp: str) -> Task[Any]:

@@ -116,7 +116,7 @@ def webotp_host(value: object) -> str | None:
 
 
 def locale(value: object) -> str:
-    """Check ``TASKFLOW_LOCALE``."""
+    """Check ``TASKFLOW_LOCALE``, or the locale of a task."""
     if isinstance(value, str) and _LOCALE.fullmatch(value):
         return value
     raise ValueError("use the name of a language, as 'en' or 'vi_VN'")

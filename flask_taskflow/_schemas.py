@@ -59,18 +59,21 @@ def dump_fixed(
     allowed_methods: tuple[str, ...],
     priority: int,
     timeout: float,
+    locale: str | None = None,
 ) -> str:
     """Return the part of a task that never changes, as it is stored and sealed.
 
     :param data: JSON already, see :func:`dump_data`; it goes in as it is.
     """
-    rest = {
+    rest: dict[str, Any] = {
         "queue": queue,
         "summary": summary,
         "allowed_methods": allowed_methods,
         "priority": priority,
         "timeout": timeout,
     }
+    if locale is not None:
+        rest["locale"] = locale
     head = json.dumps(rest, ensure_ascii=False, separators=(",", ":"))
     return f'{head[:-1]},"data":{data}}}'
 

@@ -84,6 +84,7 @@ class Task(Generic[T]):
     :param expires_at: aware, by the server's clock; a pending task ends then.
     :param verified_at: aware, or ``None``.
     :param verification_method: the method that verified it, or ``None``.
+    :param locale: the language of its messages, or ``None``: then the app's counts.
     """
 
     id: str
@@ -99,6 +100,7 @@ class Task(Generic[T]):
     expires_at: datetime
     verified_at: datetime | None = None
     verification_method: str | None = None
+    locale: str | None = None
 
 
 def check_name(value: object, what: str) -> str:

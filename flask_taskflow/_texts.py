@@ -9,7 +9,7 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, cast
 
-from flask import current_app
+from flask import current_app, has_request_context
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from ._config import Config
@@ -29,19 +29,28 @@ def current_config() -> Config:
     return config
 
 
+def requested_locale() -> str | None:
+    """Return the language of the current request, by Flask-Babel, or ``None`` if nothing tells it."""
+    return _babel_locale() if has_request_context() else None
+
+
 def current_locale() -> str:
     """Return the language to write in: Flask-Babel's, where the app has it, else the configured one.
 
     Outside a request a locale selector often cannot tell: then the configured one counts, too.
     """
-    if "babel" in current_app.extensions:
-        from flask_babel import get_locale
+    return _babel_locale() or current_config().locale
 
-        try:
-            return str(get_locale())
-        except RuntimeError:
-            pass
-    return current_config().locale
+
+def _babel_locale() -> str | None:
+    if "babel" not in current_app.extensions:
+        return None
+    from flask_babel import get_locale
+
+    try:
+        return str(get_locale())
+    except RuntimeError:
+        return None
 
 
 def render(name: str, task: Task[Any], otp: str, *, locale: str | None = None) -> str:
@@ -50,9 +59,9 @@ def render(name: str, task: Task[Any], otp: str, *, locale: str | None = None) -
     :param name: the template, below ``taskflow/``.
     :param task: what is confirmed.
     :param otp: the code.
-    :param locale: the language, default the current one.
+    :param locale: the language, default the task's, else the current one.
     """
-    language = current_locale() if locale is None else locale
+    language = locale or task.locale or current_locale()
     values: dict[str, Any] = {"task": task, "summary": task.summary, "otp": str(otp)}
     values |= {"minutes": minutes(task), "locale": language.replace("_", "-"), **_functions(language)}
     app = cast("Flask", cast(Any, current_app)._get_current_object())

@@ -287,7 +287,7 @@ def test_row_08_half_open_link_is_noticed(mortal: Server) -> None:
     config = Config.read({"TASKFLOW_REDIS_URL": proxy.url, "TASKFLOW_REDIS_TIMEOUT": 0.3})
     listener = Listener(
         Connector(config, None, ""), "bell", "here", "listener", None, lambda task_id: None,  # type: ignore[arg-type]
-        resynced.append, ping=0.2, pong=0.2,
+        lambda task_id, method: None, resynced.append, ping=0.2, pong=0.2,
     )  # fmt: skip
     listener.start()
     heard = listener.wait_subscribed(5)

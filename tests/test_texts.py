@@ -21,7 +21,7 @@ from flask import Flask, request
 from flask_babel import Babel
 
 import flask_taskflow
-from flask_taskflow import Task, TaskFlow
+from flask_taskflow import InvalidTask, Task, TaskFlow
 from flask_taskflow._texts import LANGUAGES, current_locale, minutes, render, render_code, translations
 
 ROOT = Path(flask_taskflow.__file__).parent
@@ -117,6 +117,36 @@ def test_flask_babel_tells_the_locale_of_a_request(make_app: MakeApp, taskflow: 
         english = render("email/subject.txt", add(taskflow), "123456")
 
     assert (vietnamese, english) == ("Mã xác nhận của bạn", "Your confirmation code")
+
+
+def test_task_added_in_a_request_keeps_its_language(make_app: MakeApp, taskflow: TaskFlow) -> None:
+    app = make_app(eager=True, locale="en")
+    Babel(app, locale_selector=lambda: request.accept_languages.best_match(["en", "vi"]))
+    with app.test_request_context(headers={"Accept-Language": "vi"}):
+        task = add(taskflow)
+
+    with app.app_context():
+        found = taskflow.get_task(task.id)
+        text = render("email/subject.txt", found, "123456")
+
+    assert (found, found.locale) == (task, "vi")
+    assert text == "Mã xác nhận của bạn"
+
+
+def test_task_s_own_locale_comes_first(make_app: MakeApp, taskflow: TaskFlow) -> None:
+    app = make_app(eager=True, locale="en")
+    Babel(app, locale_selector=lambda: "en")
+
+    with app.test_request_context():
+        text = render("email/subject.txt", add(taskflow, locale="vi_VN"), "123456")
+
+    assert text == "Mã xác nhận của bạn"
+
+
+@pytest.mark.parametrize("locale", ["", "v", "vi\r\nBcc", "../vi", 7, b"vi"])
+def test_task_with_an_unusable_locale_is_refused(app: Flask, taskflow: TaskFlow, locale: Any) -> None:
+    with pytest.raises(InvalidTask, match="locale: use the name of a language"):
+        add(taskflow, locale=locale)
 
 
 def test_selector_that_needs_a_request_leaves_the_configured_locale(make_app: MakeApp) -> None:
