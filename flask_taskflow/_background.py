@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import signals
 from ._audit import record
-from ._callbacks import Attempt, Callback, Reporter, compute_backoff
+from ._callbacks import Attempt, Reporter, compute_backoff
 from ._codes import CodeStore, GivenUp
 from ._config import Config
 from ._deliveries import Claimed, DeliveryStore
@@ -39,8 +39,7 @@ class SendRunner:
     :param codes: tells what is to be sent, and falls back.
     :param deliveries: takes the other reports.
     :param config: attempts, backoff and timeout.
-    :param callbacks: their queues are served, too.
-    :param queues: the other queues that are served.
+    :param queues: the queues that are served.
     :param post: called with task and method when a fall-back waits.
     """
 
@@ -52,7 +51,6 @@ class SendRunner:
         codes: CodeStore,
         deliveries: DeliveryStore,
         config: Config,
-        callbacks: Mapping[str, Mapping[str, Callback]],
         queues: Queues,
         post: Callable[[str, str], None],
     ) -> None:
@@ -62,7 +60,6 @@ class SendRunner:
         self._codes = codes
         self._deliveries = deliveries
         self._config = config
-        self._callbacks = callbacks
         self._queues = queues
         self._post = post
         #: So many sends may hang; what comes then fails without a try, and falls back.
@@ -76,7 +73,7 @@ class SendRunner:
 
     def queues(self) -> list[str]:
         """Return every queue that this process has heard of."""
-        return list({*self._queues.names(), *list(self._callbacks)})
+        return self._queues.names()
 
     def names(self, queue: str) -> list[str]:
         """Return the name under which the method's sends stand in each queue."""

@@ -106,17 +106,19 @@ class Queues:
 
     :param client: answers bytes.
     :param keys: the names of keys.
+    :param own: those that this process has callbacks of, as they are registered.
     """
 
-    def __init__(self, client: Redis, keys: Keys) -> None:
+    def __init__(self, client: Redis, keys: Keys, own: Iterable[str]) -> None:
         self._client: Any = client
         self._keys = keys
+        self._own = own
         self._names: set[str] = set()
         self._listed: set[str] = set()
 
     def names(self) -> list[str]:
         """Return the queues that this process has heard of."""
-        return list(self._names)
+        return list({*self._names, *list(self._own)})
 
     def knows(self, tag: str) -> bool:
         """Tell whether this process has heard of the queue that a tag marks."""

@@ -138,7 +138,6 @@ class Runtime:
             self._codes,
             store,
             config,
-            self._callbacks,
             self._queues,
             self.post,
         )
