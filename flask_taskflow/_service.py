@@ -70,7 +70,7 @@ class Service:
         self.client = connector.client()
         self.keys = Keys(config.key_prefix, connector.database)
         self.operations = Operations(self.client, self.keys, channels)
-        queues = Queues(self.client, self.keys)
+        queues = Queues(self.client, self.keys, callbacks)
         self._store = TaskStore(self.client, self.keys, config, keyring, queues)
         codes = CodeStore(self.client, self.keys, config, keyring)
         self._sender = Sender(app, config, keyring, codes, channels)
@@ -130,7 +130,7 @@ class Service:
             raise StrategyFailed("the code could not be checked; the log says why. The attempt counts")
         if use is not None:
             address = channel.address(task.recipient)
-            if self._store.claim_use(channel.method, address, use):
+            if self._store.claim_use(task_id, channel.method, address, use):
                 return self._store.consume(task_id, channel.method, self._names(task_id))
         elif left == 0:
             self._store.lock(task_id)

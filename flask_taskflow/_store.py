@@ -169,10 +169,15 @@ class TaskStore:
             _refuse(word, rest)
         return read_reply(task_id, rest, self._keyring), _time(rest[0]), int(rest[2])
 
-    def claim_use(self, method: str, address: str, use: str) -> bool:
-        """Take one use of a code that the server did not make; false if it was taken before."""
+    def claim_use(self, task_id: str, method: str, address: str, use: str) -> bool:
+        """Take one use of a code that the server did not make; false if another task took it before.
+
+        A task may take it again: Redis may have failed before the task could be ended by it.
+        """
         key = f"{self._keys.prefix}:used:{self._keyring.seal('used', method, address, use)}"
-        return bool(self._client.set(key, "1", nx=True, px=in_ms(_USE_KEPT)))
+        if self._client.set(key, task_id, nx=True, px=in_ms(_USE_KEPT)):
+            return True
+        return bool(self._client.get(key) == task_id.encode())
 
     def consume(self, task_id: str, method: str, own: Collection[str]) -> Task[Any]:
         """End a task whose reserved attempt was right.
