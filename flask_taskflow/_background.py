@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from . import signals
@@ -131,19 +132,18 @@ class SendRunner:
             with self._lock:
                 self._inside -= 1
 
-    def _due(self, item: Claimed, report: Reporter) -> Any:
-        found: list[Any] = []
+    def _due(self, item: Claimed, report: Reporter) -> tuple[Task[Any], Code] | None:
+        found: list[tuple[Task[Any], Code]] = []
 
         def look() -> bool:
-            try:
-                found.append(self._codes.due(item.task_id, self._method))
-            except TaskTampered:
-                # Told already, where it was noticed: nothing is sent.
-                found.append(None)
+            # Who tampered with the task was told of where it was noticed: nothing is sent.
+            with suppress(TaskTampered):
+                due = self._codes.due(item.task_id, self._method)
+                found.extend([] if due is None else [due])
             return True
 
         report(look)
-        return found[0]
+        return found[0] if found else None
 
     def _fail(self, item: Claimed, failure: Failure, report: Reporter) -> None:
         failures, config = item.failures + 1, self._config
