@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import pytest
+from docs_support import block
 from flask import Flask
 from redis import Redis, RedisError
 from redis.exceptions import NoPermissionError
@@ -36,21 +36,12 @@ from flask_taskflow._operations import Operations
 from flask_taskflow.errors import SendFailed, TaskLocked, TaskNotFound, WrongCode
 from flask_taskflow.testing import redis_server
 
-PAGE = (Path(__file__).parent.parent / "docs" / "redis.md").read_text("utf-8")
-
-
-def block(name: str) -> str:
-    found = re.findall(rf"^<!-- test: {name} -->\n```\n(.*)\n```$", PAGE, re.M)
-    assert len(found) == 1
-    return str(found[0])
-
-
-RULE = block("acl")
+RULE = block("redis.md", "acl").strip()
 _, USER, *TOKENS = RULE.split()
 (PASSWORD,) = (token[1:] for token in TOKENS if token.startswith(">"))
 COMMANDS = sorted(token[1:] for token in TOKENS if token.startswith("+"))
 PATTERNS = [token for token in TOKENS if token[0] in "~&"]
-FOR_OPERATORS = block("acl of an operator").split()
+FOR_OPERATORS = block("redis.md", "acl of an operator").split()
 DEADLINE = 20.0
 
 RECIPIENT = {"email": "ann@example.com", "phone_number": "+12025550110"}

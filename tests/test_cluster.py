@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import MakeApp
+from docs_support import block
 from redis import RedisCluster, RedisError
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -221,11 +220,7 @@ def test_pool_of_20_connections_a_node_serves_200_threads(
 def test_rule_of_the_docs_suffices(
     make_app: MakeApp, taskflow: TaskFlow, box: Outbox, servers: Cluster
 ) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "redis.md").read_text("utf-8")
-    rule, more = (
-        re.findall(rf"^<!-- test: {name} -->\n```\n(.*)\n```$", page, re.M)[0].split()
-        for name in ("acl", "acl in a cluster")
-    )
+    rule, more = block("redis.md", "acl").split(), block("redis.md", "acl in a cluster").split()
     done, heard = threading.Event(), threading.Event()
     taskflow.on_task_verified("q", name="work")(lambda task: done.set())
     for node in servers.nodes:

@@ -1,16 +1,19 @@
-"""The docs are right: what they show compiles, and their main examples run."""
+"""The docs are right: each block runs or is checked, and tables say what the package does."""
 
 from __future__ import annotations
 
 import ast
+import configparser
 import dataclasses
-import email
+import difflib
 import importlib
 import inspect
+import json
+import logging
 import os
 import re
+import shutil
 import signal
-import socketserver
 import sqlite3
 import subprocess
 import sys
@@ -18,15 +21,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import datetime
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from flask import Flask
+from docs_support import PAGES, ROOT, Block, Reader, block, blocks, claims, read, rows, shows
+from flask import Flask, render_template
 from flask.testing import FlaskClient
 from redis import Redis
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from test_email import Handler, authenticate, certificate, context, mail_server, texts, trusted
+from test_quickstart import browser, wait_for
+from test_sms import gateway
+from werkzeug.serving import make_server
 from werkzeug.test import TestResponse
 
 import flask_taskflow
@@ -34,8 +45,11 @@ from flask_taskflow import (
     BaseStrategy,
     ConfigError,
     InvalidCode,
+    InvalidTask,
     SendFailed,
+    StrategyFailed,
     TaskFlowError,
+    WrongCode,
     callback_dead,
     callback_failed,
     callback_succeeded,
@@ -47,58 +61,51 @@ from flask_taskflow._callbacks import compute_backoff
 from flask_taskflow._cli import taskflow_cli
 from flask_taskflow._config import PREFIX, Config
 from flask_taskflow.blueprint import _TITLES
-from flask_taskflow.testing import outbox, travel
+from flask_taskflow.testing import outbox, redis_server, travel
 
-DOCS = Path(__file__).parent.parent / "docs"
-PAGES = sorted(page.name for page in DOCS.glob("*.md"))
+# Fixtures of other files.
+__all__ = ["browser", "certificate", "trusted"]
+
 ANN = {"email": "ann@example.com"}
 ORDER = {"user": "ann", "to": "Bob", "amount": 50}
 WITHIN = 15.0
+# Each command of README is run by `.ci/run`, in a fresh copy of the tree: it installs from a registry.
+RUN_ELSEWHERE = {
+    ("README.md", "Try it"): "python3 -m venv .venv && .venv/bin/pip install",
+    ("README.md", "Test it"): "python3 -m venv .venv && . .venv/bin/activate",
+}
 
 Load = Callable[..., Any]
-
-
-def read(page: str) -> str:
-    return (DOCS / page).read_text("utf-8")
-
-
-def block(page: str, name: str) -> str:
-    """Return the fenced block that follows ``<!-- test: name -->``."""
-    found = re.findall(rf"^<!-- test: {re.escape(name)} -->\n```\w+\n(.*?)^```$", read(page), re.M | re.S)
-    assert len(found) == 1, f"{page} has {len(found)} blocks named {name}"
-    return str(found[0])
-
-
-def rows(page: str, heading: str) -> list[list[str]]:
-    """Return the cells of the first table after a heading, without its head."""
-    text = f"\n{read(page)}".partition(f"\n{heading}\n")[2]
-    table = re.search(r"^\|[-|]+\|\n((?:\|.*\|\n)+)", text, re.M)
-    assert table, f"{page} has no table under {heading!r}"
-    return [[cell.strip(" `") for cell in line.strip("|").split(" | ")] for line in table[1].splitlines()]
+Talk = Callable[[BaseHTTPRequestHandler], object]
 
 
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Import blocks of a page as one module; ``bank``, the start page's app, is there to be imported."""
-    (tmp_path / "bank.py").write_text(block("start.md", "bank"))
+    """Import blocks of a page as one module; the page's files, and ``bank.py``, are there to be imported."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    names = ["bank"]
+    before = set(sys.modules)
 
     def run(page: str, *shown: str) -> ModuleType:
-        module = "bank" if shown == ("bank",) else f"shown_{shown[0]}"
-        (tmp_path / f"{module}.py").write_text("\n".join(block(page, name) for name in shown))
-        names.append(module)
+        files = [one for one in (*blocks("start.md"), *blocks(page)) if one.mark == "file"]
+        for one in files:
+            (tmp_path / one.name).write_text(one.text)
+        module = shown[0].removesuffix(".py")
+        if module == shown[0]:
+            module = f"shown_{re.sub(r'[^a-z]', '_', module)}"
+            (tmp_path / f"{module}.py").write_text("\n".join(block(page, name) for name in shown))
+        importlib.invalidate_caches()
         return importlib.import_module(module)
 
     yield run
-    for name in names:
-        sys.modules.pop(name, None)
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
 
 
 @pytest.fixture
 def bank(load: Load) -> Any:
-    return load("start.md", "bank")
+    return load("start.md", "bank.py")
 
 
 @pytest.fixture
@@ -122,67 +129,114 @@ def type_code(client: FlaskClient, task_id: str, otp: str, **options: Any) -> Te
     return client.post(f"/taskflow/tasks/{task_id}/verify", json=body, **options)
 
 
+def wrong(otp: str) -> str:
+    return f"{(int(otp) + 1) % 10 ** len(otp):0{len(otp)}}"
+
+
 def public_errors() -> list[type[TaskFlowError]]:
     classes = [error for error in vars(errors).values() if inspect.isclass(error)]
     return [error for error in classes if issubclass(error, TaskFlowError) and error.__name__[0] != "_"]
 
 
+@pytest.fixture(scope="module")
+def port_of_redis() -> Iterator[str]:
+    with redis_server(port=True) as url:
+        yield url.removeprefix("redis://127.0.0.1:").partition("/")[0]
+
+
+def steps(page: str) -> list[Block]:
+    return [one for one in blocks(page) if one.is_for_the_reader]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if steps(page)])
+def test_page_shows_what_its_reader_gets(page: str, port_of_redis: str, tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    # What ignores SIGINT hands that down; a terminal's processes do not.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    Reader(tmp_path, {"6379": port_of_redis}).follow(page)
+
+
+def runs_elsewhere(one: Block) -> bool:
+    return any(one.page == page and one.text.startswith(text) for (page, _), text in RUN_ELSEWHERE.items())
+
+
+def is_used(file: Block) -> bool:
+    """Tell whether a file is named by another block of its page, or is one of those that pytest finds."""
+    others = "".join(one.text for one in blocks(file.page) if one != file)
+    stem = Path(file.name).stem
+    return stem in others or (bool(re.match("conftest|test_", stem)) and "pytest" in others)
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_python_blocks_of_a_page_compile(page: str) -> None:
-    for number, source in enumerate(re.findall(r"^```python\n(.*?)^```$", read(page), re.M | re.S)):
-        compile(source, f"{page}:{number}", "exec")
+def test_every_block_of_a_page_is_run_or_checked(page: str) -> None:
+    claimed = claims()
+
+    unmarked = [one for one in blocks(page) if not (one.mark or one.is_for_the_reader or one.is_of_sphinx)]
+    marked = {(one.page, one.name) for one in blocks(page) if one.mark == "test"}
+    unused = [one.name for one in blocks(page) if one.mark == "file" and not is_used(one)]
+
+    assert [one.text for one in unmarked if not runs_elsewhere(one)] == []
+    assert marked - claimed == set()
+    assert unused == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_of_a_page_is_seen(page: str) -> None:
+    text = read(page)
+
+    assert len(re.findall(r"^[ >]*(?:```|~~~)", text, re.M)) == 2 * len(blocks(page))
+    outside = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    assert re.findall(r"\n\n(?: {4}|\t).*", outside) == []
+    assert len(re.findall(r"<!-- (?:test|file): ", text)) == len([one for one in blocks(page) if one.mark])
+
+
+@pytest.mark.parametrize(("page", "heading"), RUN_ELSEWHERE)
+def test_block_that_is_run_elsewhere_is_there_and_run(page: str, heading: str) -> None:
+    after = read(page).partition(f"\n## {heading}\n")[2]
+    first = re.search(r"^```\w+\n(.*)$", after, re.M)
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+
+    assert first
+    assert first[1].startswith(RUN_ELSEWHERE[page, heading])
+    assert re.search(rf'readme_command .*"{heading}"', script)
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_of_a_page_lead_somewhere(page: str) -> None:
-    for target, anchor in re.findall(r"\]\((\w+\.md)#?([\w-]*)\)", read(page)):
-        headings = re.findall(r"^#+ (.*)$", read(target), re.M)
+    folder = ROOT if page == "README.md" else ROOT / "docs"
+
+    for target, anchor in re.findall(r"\]\((?=#|[\w/-]+\.md)([\w/-]+\.md)?#?([\w-]*)\)", read(page)):
+        headings = re.findall(r"^#+ (.*)$", (folder / (target or page)).read_text("utf-8"), re.M)
         slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
         assert anchor in slugs | {""}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_named_in_a_page_are_there(page: str) -> None:
+    for line in re.findall(r"`flask (?:--app \w+ )?taskflow ([a-z].*?)`", read(page).replace("\n", " ")):
+        name, *words = line.split()
+        options = {option for known in taskflow_cli.commands[name].params for option in known.opts}
+        assert {word for word in words if word.startswith("--")} <= options
 
 
 def test_taste_of_the_index_runs(
     load: Load, eager: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    taskflow = load("index.md", "taste").taskflow
+    shown = load("index.md", "taste", "views")
     app = Flask("taste")
     app.config.update(eager, SECRET_KEY="for this test only: replace it")
-    taskflow.init_app(app)
+    shown.taskflow.init_app(app)
 
-    with app.app_context(), outbox(taskflow) as box:
-        task = taskflow.add_task("transfers", {"amount": 50}, allowed_methods=["EMAIL"], recipient=ANN)
-        taskflow.verify(task.id, "EMAIL", box.last_code("ann@example.com"))
+    with app.app_context(), outbox(shown.taskflow) as box:
+        asked = shown.transfer()
+        with pytest.raises(WrongCode):
+            shown.confirm(asked["task"], wrong(box[0].otp))
+        confirmed = shown.confirm(asked["task"], box.last_code("ann@example.com"))
 
+    assert confirmed == {"status": "SUCCESS"}
     assert "Paying 50" in capsys.readouterr().out
-
-
-def test_first_app_as_written_pays(
-    bank: Any, redis: Redis, server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("FLASK_TASKFLOW_REDIS_URL", server)
-    app = bank.create_app()
-    client = app.test_client()
-    paid = threading.Event()
-
-    def note(sender: Flask, **_: Any) -> None:
-        paid.set()
-
-    with callback_succeeded.connected_to(note, app):
-        task_id = ask(client)
-        line = re.search(r"\[taskflow\] code (\d{6}) for (.*)", capsys.readouterr().err)
-        assert line
-        first = type_code(client, task_id, line[1])
-        second = type_code(client, task_id, line[1])
-        try:
-            assert paid.wait(WITHIN)
-        finally:
-            with app.app_context():
-                bank.taskflow.stop()
-
-    assert line[2] == "ann@example.com (Pay 50 to Bob)"
-    assert (first.status_code, first.get_json()["status"]) == (200, "SUCCESS")
-    assert (second.status_code, second.get_json()["code"]) == (400, "otp_rejected")
-    assert "Paying 50 to Bob" in capsys.readouterr().out
 
 
 def test_other_things_of_the_start_page_run(load: Load, bank: Any, eager: dict[str, Any]) -> None:
@@ -195,6 +249,140 @@ def test_other_things_of_the_start_page_run(load: Load, bank: Any, eager: dict[s
 
         assert bank.taskflow.get_task(task.id).status == "CANCELLED"
         assert [message.addresses for message in box] == [("ann@example.com",), ("ann@example.org",)]
+
+
+def added_lines(before: str, after: str) -> int:
+    difference = difflib.ndiff(before.splitlines(), after.splitlines())
+    return len([line for line in difference if line.startswith("+ ")])
+
+
+def test_email_confirmation_is_added_to_a_plain_app_in_under_30_lines(
+    load: Load, redis: Redis, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = block("email.md", "plain"), block("email.md", "mailbank.py")
+    order, handler = {"to": "bob", "amount": 50}, Handler()
+
+    plain = load("email.md", "plain")
+    moved = plain.app.test_client().post("/transfer", json=order)
+    with mail_server(handler) as port:
+        monkeypatch.setenv("FLASK_TASKFLOW_SMTP_URL", f"smtp://localhost:{port}?starttls=no")
+        monkeypatch.setenv("FLASK_TASKFLOW_REDIS_URL", server)
+        monkeypatch.setenv("FLASK_TASKFLOW_EAGER", "true")
+        monkeypatch.setenv("FLASK_TESTING", "true")
+        client = load("email.md", "mailbank.py").app.test_client()
+        task_id = client.post("/transfer", json=order).get_json()["task"]
+        (code,) = [line for line in texts(handler.taken[0])[0].splitlines() if line.isdecimal()]
+        refused = type_code(client, task_id, wrong(code))
+        waiting = client.get("/accounts").get_json()
+        accepted = type_code(client, task_id, code)
+
+    assert added_lines(before, after) < 30
+    assert (moved.status_code, plain.accounts) == (200, {"ann": 50, "bob": 50})
+    assert handler.taken[0].recipients == ["ann@example.com"]
+    assert (refused.status_code, waiting) == (400, {"ann": 100, "bob": 0})
+    assert accepted.status_code == 200
+    assert client.get("/accounts").get_json() == {"ann": 50, "bob": 50}
+
+
+@pytest.mark.parametrize("amount", [0, -50, 101, "50", 0.5, None])
+def test_bad_orders_are_refused_by_both_apps_of_the_email_page(
+    load: Load, redis: Redis, server: str, monkeypatch: pytest.MonkeyPatch, amount: object
+) -> None:
+    monkeypatch.setenv("FLASK_TASKFLOW_REDIS_URL", server)
+    monkeypatch.setenv("FLASK_TESTING", "true")
+
+    for name in ("plain", "mailbank.py"):
+        client = load("email.md", name).app.test_client()
+        answer = client.post("/transfer", json={"to": "bob", "amount": amount})
+        assert (name, answer.status_code) == (name, 422)
+
+
+def test_template_example_is_the_message(
+    load: Load, bank: Any, eager: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "templates" / "taskflow" / "email" / "code.txt"
+    path.parent.mkdir(parents=True)
+    path.write_text(block("email.md", "template"))
+    bank.taskflow.register_strategy("EMAIL")(flask_taskflow.EmailStrategy)
+    handler = Handler()
+
+    with mail_server(handler) as port:
+        url = f"smtp://localhost:{port}?starttls=no"
+        app = bank.create_app(**eager, TASKFLOW_SMTP_URL=url, TASKFLOW_EMAIL_SENDER="codes@bank.example")
+        ask(app.test_client())
+
+    text = texts(handler.taken[0])[0]
+    assert text.startswith("Hello ann@example.com,")
+    assert 'your code for "Pay 50 to Bob" is, for 10 minutes:' in text
+    assert re.search(r"^\d{6}\r?$", text, re.M)
+
+
+def test_log_of_the_email_page_is_what_a_refusal_leaves(
+    bank: Any, eager: dict[str, Any], trusted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bank.taskflow.register_strategy("EMAIL")(flask_taskflow.EmailStrategy)
+    options: dict[str, Any] = {"authenticator": authenticate, "auth_required": True, "require_starttls": True}
+
+    with mail_server(Handler(), tls_context=context(trusted), **options) as port:
+        url = f"smtp://mailer:nonsense@localhost:{port}"
+        app = bank.create_app(**eager, TASKFLOW_SMTP_URL=url, TASKFLOW_EMAIL_SENDER="codes@bank.example")
+        with app.app_context(), pytest.raises(SendFailed):
+            bank.taskflow.add_task("transfers", allowed_methods=["EMAIL"], recipient=ANN)
+
+    assert shows(caplog.text, block("email.md", "log").strip())
+
+
+def test_log_of_the_sms_page_is_what_a_long_text_leaves(
+    load: Load, eager: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    shown = load("sms.md", "smsbank.py")
+    summary = "Chuyển 1.000.000 cho ban cua toi o Ha Noi nhe"
+
+    with shown.create_app(**eager).app_context(), pytest.raises(SendFailed):
+        shown.taskflow.add_task(
+            "transfers", allowed_methods=["SMS"], recipient={"phone_number": "0901234567"}, summary=summary
+        )
+
+    assert shows(caplog.text, block("sms.md", "log").replace("\n", " ").strip())
+
+
+def test_sms_example_writes_the_number_in_one_form(load: Load, eager: dict[str, Any]) -> None:
+    shown = load("sms.md", "smsbank.py")
+
+    with gateway() as taken:
+        url = f"json://127.0.0.1:{taken.port}/sms?:to={{to}}"
+        client = shown.create_app(**eager, TASKFLOW_SMS_URL=url).test_client()
+        ask(client)
+
+    sent = json.loads(taken.requests[0][2])
+    assert sent["to"] == "+84901234567"
+    assert re.fullmatch(r"Code \d{6} \(max. 10 min\). Tell nobody.\nPay 50 to Bob", sent["message"])
+
+
+def test_background_example_sends_or_says_that_it_could_not(
+    load: Load, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    shown = load("sending.md", "background")
+    handler = Handler()
+
+    with mail_server(handler) as port:
+        url = f"smtp://localhost:{port}?starttls=no"
+        app = shown.create_app(
+            **settings,
+            TASKFLOW_SMTP_URL=url,
+            TASKFLOW_EMAIL_SENDER="codes@bank.example",
+            TASKFLOW_SEND_ATTEMPTS=1,
+        )
+        with app.app_context():
+            shown.taskflow.add_task("transfers", allowed_methods=["EMAIL"], recipient=ANN)
+            before = list(handler.taken)
+            shown.taskflow.run_due()
+            handler.failures = 1
+            lost = shown.taskflow.add_task("transfers", allowed_methods=["EMAIL"], recipient=ANN)
+            shown.taskflow.run_due()
+
+    assert (before, len(handler.taken)) == ([], 1)
+    assert f"no code of {lost.id} could be sent" in caplog.text
 
 
 def test_owner_example_lets_only_the_owner_in(load: Load, bank: Any, eager: dict[str, Any]) -> None:
@@ -217,6 +405,91 @@ def test_owner_example_lets_only_the_owner_in(load: Load, bank: Any, eager: dict
     assert [nobody.status_code, other.status_code, resend.status_code, unknown.status_code] == [404] * 4
     assert other.data == unknown.data
     assert owner.status_code == 200
+
+
+def masked(text: str) -> object:
+    """Return a body without what differs from task to task."""
+    return {name: "*" if name in ("id", "verified_at") else value for name, value in json.loads(text).items()}
+
+
+def test_bodies_of_the_http_page_are_taken_and_answered(load: Load, bank: Any, eager: dict[str, Any]) -> None:
+    client = bank.create_app(**eager, TASKFLOW_RESEND_COOLDOWN=30).test_client()
+    verify, resend = json.loads(block("http.md", "verify")), json.loads(block("http.md", "resend"))
+
+    with outbox(bank.taskflow) as box:
+        path = f"/taskflow/tasks/{ask(client)}"
+        travel_in(client, 31)
+        resent = client.post(f"{path}/resend", json=resend)
+        otp = box.last_code("ann@example.com")
+        rejected = client.post(f"{path}/verify", json={**verify, "otp": wrong(otp)})
+        invalid = client.post(f"{path}/verify", json={**verify, "otp": "nonsense"})
+        verified = client.post(f"{path}/verify", json={**verify, "otp": otp})
+
+    answers = {"resent": resent, "rejected": rejected, "invalid": invalid, "verified": verified}
+    assert [answer.status_code for answer in answers.values()] == [202, 400, 422, 200]
+    assert masked(block("http.md", "resent")) == masked(resent.text)
+    assert masked(block("http.md", "rejected")) == masked(rejected.text)
+    assert masked(block("http.md", "invalid")) == masked(invalid.text)
+    assert masked(block("http.md", "verified")) == masked(verified.text)
+
+
+def travel_in(client: FlaskClient, seconds: float) -> None:
+    with client.application.app_context():
+        travel(seconds)
+
+
+def test_register_example_serves_the_two_routes(load: Load, eager: dict[str, Any]) -> None:
+    app = load("http.md", "register").create_app(**eager, SECRET_KEY="for this test only: replace it")
+
+    served = {rule.rule for rule in app.url_map.iter_rules() if rule.rule.startswith("/taskflow")}
+    assert served == {"/taskflow/tasks/<task_id>/verify", "/taskflow/tasks/<task_id>/resend"}
+
+
+def test_second_blueprint_is_for_who_logged_in(load: Load, bank: Any, eager: dict[str, Any]) -> None:
+    shown = load("http.md", "second")
+    app = bank.create_app(**eager)
+    app.register_blueprint(shown.codes, url_prefix="/codes")
+    client = app.test_client()
+
+    with outbox(bank.taskflow) as box:
+        path = f"/codes/tasks/{ask(client)}"
+        body = {"method": "EMAIL", "otp": box.last_code("ann@example.com")}
+        nobody = client.post(f"{path}/verify", json=body)
+        with client.session_transaction() as session:
+            session["user"] = "ann"
+        resend = client.post(f"{path}/resend", json={"method": "EMAIL"})
+        owner = client.post(f"{path}/verify", json=body)
+
+    assert [nobody.status_code, resend.status_code, owner.status_code] == [401, 404, 200]
+
+
+def test_page_example_confirms_in_a_browser(
+    load: Load, bank: Any, eager: dict[str, Any], browser: webdriver.Chrome, tmp_path: Path
+) -> None:
+    app = load("http.md", "csrf").create_protected_app(**eager)
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "templates" / "page.html").write_text(block("http.md", "page"))
+    app.add_url_rule("/<task_id>", "page", lambda task_id: render_template("page.html", task_id=task_id))
+    with app.app_context(), outbox(bank.taskflow) as box:
+        task = bank.taskflow.add_task("transfers", ORDER, allowed_methods=["EMAIL"], recipient=ANN)
+    http = make_server("127.0.0.1", 0, app)
+    thread = threading.Thread(target=http.serve_forever)
+    thread.start()
+
+    try:
+        browser.get(f"http://127.0.0.1:{http.port}/{task.id}")
+        for code in (wrong(box[0].otp), box[0].otp):
+            field = browser.find_element(By.ID, "code")
+            field.clear()
+            field.send_keys(code)
+            browser.find_element(By.ID, "confirm").click()
+            told = wait_for(browser, "#answer", "SUCCESS" if code == box[0].otp else "not accepted").text
+    finally:
+        http.shutdown()
+        thread.join()
+        http.server_close()
+
+    assert told == "SUCCESS"
 
 
 def test_csrf_token_example_guards_the_routes(load: Load, bank: Any, eager: dict[str, Any]) -> None:
@@ -270,53 +543,121 @@ class Device(BaseStrategy):
         return otp
 
 
-class _Mail(socketserver.StreamRequestHandler):
-    """Enough of SMTP to take one message."""
+@pytest.fixture
+def chat(load: Load, settings: dict[str, Any]) -> Any:
+    """Ask the example's app to send through a real server that answers as told; return what it raised."""
+    shown = load("strategies.md", "chatbank.py")
 
-    def handle(self) -> None:
-        self.wfile.write(b"220 ready\r\n")
-        while line := self.rfile.readline():
-            word = line.split()[0].upper()
-            if word == b"DATA":
-                self.wfile.write(b"354 go\r\n")
-                lines = list(iter(self.rfile.readline, b".\r\n"))
-                self.server.taken.append(b"".join(lines))  # type: ignore[attr-defined]  # ours
-            self.wfile.write(b"221 bye\r\n" if word == b"QUIT" else b"250 ok\r\n")
+    def send(talk: Talk | None, recipient: str = "ann@example.com") -> Any:
+        with gateway() as server:
+            # Without anything to say it hangs up after two seconds: too late.
+            server.answer = talk or (lambda request: server.over.wait(2))
+            app = shown.create_app(**settings, CHAT_URL=server.url, CHAT_TIMEOUT=0.3)
+            with app.app_context(), pytest.raises(Exception) as caught:  # noqa: PT011  # the caller looks
+                shown.taskflow.add_task(
+                    "transfers", allowed_methods=["CHAT"], recipient={"email": recipient}, summary="Pay 50"
+                )
+            server.over.set()
+        return caught.value, [json.loads(body) for _, _, body in server.requests]
 
-
-def test_email_example_sends_the_code(load: Load, bank: Any, eager: dict[str, Any]) -> None:
-    load("strategies.md", "email")
-    with socketserver.TCPServer(("127.0.0.1", 0), _Mail) as mail:
-        mail.taken = []  # type: ignore[attr-defined]  # ours
-        thread = threading.Thread(target=mail.serve_forever)
-        thread.start()
-        try:
-            app = bank.create_app(**eager, SMTP_HOST=f"127.0.0.1:{mail.server_address[1]}")
-            client = app.test_client()
-            task_id = ask(client)
-            message = email.message_from_bytes(mail.taken[0])  # type: ignore[attr-defined]  # ours
-        finally:
-            mail.shutdown()
-            thread.join()
-
-    text = str(message.get_payload())
-    code = re.search(r"Your code is (\d{6})", text)
-    assert code
-    assert message["To"] == "ann@example.com"
-    assert text.startswith("Pay 50 to Bob?")
-    assert type_code(client, task_id, code[1]).status_code == 200
+    return send
 
 
-def test_email_example_when_the_server_is_away_fails(load: Load, bank: Any, eager: dict[str, Any]) -> None:
-    load("strategies.md", "email")
-    with socketserver.TCPServer(("127.0.0.1", 0), _Mail) as gone:
-        port = gone.server_address[1]
-    app = bank.create_app(**eager, SMTP_HOST=f"127.0.0.1:{port}")
+def answer(status: int, body: bytes) -> Talk:
+    def talk(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(status)
+        request.end_headers()
+        request.wfile.write(body)
 
-    with app.app_context(), pytest.raises(SendFailed) as caught:
-        bank.taskflow.add_task("transfers", allowed_methods=["EMAIL"], recipient=ANN, summary="Pay")
+    return talk
 
-    assert caught.value.methods == ("EMAIL",)
+
+@pytest.mark.parametrize(
+    ("talk", "cause"),
+    [
+        (answer(200, b'{"ok": false}'), "ChatRefused"),
+        (answer(500, b"{}"), "HTTPError"),
+        (answer(200, b"<html>"), "JSONDecodeError"),
+        (answer(200, b'{"quite": "other"}'), "KeyError"),
+        (lambda request: None, "RemoteDisconnected"),
+        (None, "TimeoutError"),
+    ],
+)
+def test_chat_example_when_the_chat_does_not_take_it_fails(
+    chat: Any, caplog: pytest.LogCaptureFixture, talk: Any, cause: str
+) -> None:
+    error, sent = chat(talk)
+
+    assert isinstance(error, SendFailed)
+    assert f"{cause} raised by Chat" in caplog.text
+    (code,) = re.findall(r"\d{6}", sent[0]["text"])
+    assert code not in caplog.text
+    assert sent[0]["to"] == "ann@example.com"
+
+
+def test_chat_example_refuses_who_is_no_member_before_anything_is_sent(chat: Any) -> None:
+    error, sent = chat(answer(200, b"{}"), "Ann@example.org")
+
+    assert isinstance(error, InvalidTask)
+    assert sent == []
+
+
+def test_failed_example_answers_503(load: Load, settings: dict[str, Any]) -> None:
+    shown, ok = load("strategies.md", "failed"), {"email": "ann@example.com"}
+    bank = load("strategies.md", "chatbank.py")
+
+    with gateway() as server:
+        server.answer = answer(200, b'{"ok": true}')
+        with bank.create_app(**settings, CHAT_URL=server.url).app_context():
+            sent = shown.ask(ORDER, ok)
+            server.answer = answer(200, b'{"ok": false}')
+            failed = shown.ask(ORDER, ok)
+            kept = bank.taskflow.get_task(failed[0]["task"])
+
+    assert (sent[0]["sent"], sent[1]) == (True, 202)
+    assert (failed[0]["sent"], failed[1]) == (False, 503)
+    assert kept.status == "PENDING"
+
+
+def test_register_example_takes_an_instance(load: Load, bank: Any, eager: dict[str, Any]) -> None:
+    called: list[tuple[str, str]] = []
+
+    class Station:
+        def call(self, number: str, text: str) -> None:
+            called.append((number, text))
+
+    load("strategies.md", "register").use(Station())
+
+    with bank.create_app(**eager).app_context():
+        bank.taskflow.add_task(
+            "q", allowed_methods=["SMS"], recipient={"phone_number": "+12025550110"}, summary="Open the door"
+        )
+
+    ((number, text),) = called
+    assert number == "+12025550110"
+    assert re.fullmatch(r"Open the door\? \d{6}", text)
+
+
+def test_check_example_takes_the_code_of_the_day_once(
+    load: Load, bank: Any, eager: dict[str, Any], redis: Redis
+) -> None:
+    shown = load("strategies.md", "check")
+    day = datetime.fromtimestamp(redis.time()[0], UTC).date().isoformat()
+    shown.sheets["sheet-7"] = {day: "02345678", "2020-01-01": "99999999"}
+    tries = {"allowed_methods": ["SHEET"], "recipient": {"device_id": "sheet-7"}}
+
+    with bank.create_app(**eager).app_context():
+        first, second = (bank.taskflow.add_task("q", **tries) for _ in range(2))
+        with pytest.raises(WrongCode):
+            bank.taskflow.verify(first.id, "SHEET", "99999999")
+        verified = bank.taskflow.verify(first.id, "SHEET", "0234 5678")
+        with pytest.raises(WrongCode):
+            bank.taskflow.verify(second.id, "SHEET", "02345678")
+        unknown = bank.taskflow.add_task("q", allowed_methods=["SHEET"], recipient={"device_id": "none"})
+        with pytest.raises(StrategyFailed):
+            bank.taskflow.verify(unknown.id, "SHEET", "02345678")
+
+    assert verified.status == "SUCCESS"
 
 
 def test_generate_example_makes_its_own_codes(load: Load, bank: Any, eager: dict[str, Any]) -> None:
@@ -465,29 +806,11 @@ def test_signals_table_of_the_events_page_is_complete() -> None:
     assert documented == {name: arguments.replace("=None", "") for arguments, name in declared}
 
 
-def test_recipe_of_the_testing_page_passes(tmp_path: Path) -> None:
-    (tmp_path / "bank.py").write_text(block("start.md", "bank"))
-    (tmp_path / "conftest.py").write_text(block("testing.md", "conftest"))
-    (tmp_path / "test_bank.py").write_text(block("testing.md", "recipe"))
-
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "3 passed" in run.stdout
-
-
 def test_gunicorn_hook_makes_each_worker_listen_before_any_request(
     redis: Redis, server: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "bank.py").write_text(block("start.md", "bank"))
-    (tmp_path / "gunicorn.conf.py").write_text(block("deploy.md", "gunicorn"))
+    for page, name in (("start.md", "bank.py"), ("deploy.md", "gunicorn.conf.py")):
+        (tmp_path / name).write_text(block(page, name))
     command = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "-w", "2"]
     command += ["-b", f"unix:{tmp_path / 'http.sock'}", "bank:create_app()"]
     environment = {**os.environ, "FLASK_TASKFLOW_REDIS_URL": server}
@@ -561,14 +884,73 @@ def test_config_block_tells_what_is_taken_and_refused(key: str, text: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "given"),
-    [("misspelt", {"TASKFLOW_TASK_TLL": 600}), ("bad value", {"TASKFLOW_TASK_TTL": "600"})],
+    ("shown", "given"),
+    [
+        (block("config.md", "misspelt"), {"TASKFLOW_TASK_TLL": 600}),
+        (block("config.md", "bad value"), {"TASKFLOW_TASK_TTL": "600"}),
+    ],
+    ids=["misspelt", "bad value"],
 )
-def test_config_page_quotes_messages(name: str, given: dict[str, Any]) -> None:
+def test_config_page_quotes_messages(shown: str, given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
         Config.read(given)
 
-    assert str(caught.value) == block("config.md", name).strip()
+    assert str(caught.value) == shown.strip()
+
+
+@pytest.mark.parametrize("shown", [block("deploy.md", "redis.conf"), block("redis.md", "redis.conf")])
+def test_settings_of_redis_on_the_pages_please_the_doctor(bank: Any, shown: str) -> None:
+    options = [word for line in shown.splitlines() for word in ("--" + line).split()]
+
+    with redis_server(*options) as url, Redis.from_url(url) as client:
+        app = bank.create_app(TESTING=True, TASKFLOW_REDIS_URL=url)
+        with app.app_context():
+            bank.taskflow.start()
+            result = app.test_cli_runner().invoke(taskflow_cli, ["doctor", "--json"])
+            bank.taskflow.stop()
+        values = {name: client.config_get(name)[name] for name, _ in map(str.split, shown.splitlines())}
+
+    assert {finding["level"] for finding in json.loads(result.output)} == {"ok"}
+    assert values == dict(map(str.split, shown.splitlines()))
+
+
+def test_unit_of_the_deploy_page_is_one_that_systemd_takes(tmp_path: Path) -> None:
+    text = block("deploy.md", "unit")
+    unit = configparser.ConfigParser(interpolation=None, strict=True)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]  # keys keep their case
+    unit.read_string(text)
+    assert float(unit["Service"]["TimeoutStopSec"]) > Config().drain
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("needs systemd-analyze")
+    program = unit["Service"]["ExecStart"].split()[0]
+    path = tmp_path / "bank-worker@.service"
+    path.write_text(text.replace(program, sys.executable).replace("/srv/bank", "/"))
+
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", path], capture_output=True, text=True, check=False
+    )
+
+    assert path.name not in verified.stderr
+    assert verified.returncode == 0, verified.stderr
+
+
+def test_level_of_the_audit_page_lets_records_through(
+    load: Load, bank: Any, eager: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("flask_taskflow.audit")
+    before = logger.level
+
+    try:
+        load("audit.md", "level")
+        with outbox(bank.taskflow):
+            ask(bank.create_app(**eager).test_client())
+    finally:
+        logger.setLevel(before)
+
+    assert [record.message for record in caplog.records if record.name == logger.name] == [
+        "task_added",
+        "code_sent",
+    ]
 
 
 def test_keys_table_of_the_deploy_page_is_complete(bank: Any, settings: dict[str, Any], server: str) -> None:

@@ -26,14 +26,10 @@ import pytest
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from conftest import MakeApp
 from flask import Flask
-from redis import Redis
-from test_docs import Load, block, load
 
 from flask_taskflow import ConfigError, EmailStrategy, InvalidTask, Method, SendFailed, Task, TaskFlow
 from flask_taskflow._providers import MailServer, read_mail_server, read_sender
 from flask_taskflow.testing import outbox
-
-__all__ = ["load"]  # a fixture
 
 ANN = "ann@example.com"
 SENDER = "Ngân hàng <codes@bank.example>"
@@ -650,27 +646,6 @@ def test_outbox_stands_in_for_the_strategy(mailing: Callable[..., Flask], taskfl
         task = add(taskflow)
 
         assert taskflow.verify(task.id, "EMAIL", box.last_code(ANN)).status == "SUCCESS"
-
-
-def test_example_of_the_page_pays(
-    load: Load, redis: Redis, server: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    handler = Handler()
-
-    with mail_server(handler) as port:
-        bank: Any = load("email.md", "mailbank")
-        url = f"smtp://localhost:{port}?starttls=no"
-        settings = {"TESTING": True, "TASKFLOW_REDIS_URL": server, "TASKFLOW_EAGER": True}
-        client = bank.create_app(**settings, TASKFLOW_SMTP_URL=url).test_client()
-        task_id = client.post("/transfers", json={"to": "Bob", "amount": 50}).get_json()["task"]
-        plain = texts(handler.taken[0])[0]
-        (code,) = [line for line in plain.splitlines() if line.isdecimal()]
-        body = {"method": "EMAIL", "otp": code}
-        answer = client.post(f"/taskflow/tasks/{task_id}/verify", json=body)
-
-    assert answer.get_json()["status"] == "SUCCESS"
-    assert "Paying 50 to Bob" in capsys.readouterr().out
-    assert plain.replace(code, "492817").replace("\r\n", "\n") == block("email.md", "message")
 
 
 def test_session_that_is_too_slow_is_cut(mailing: Callable[..., Flask], taskflow: TaskFlow) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docs_support import block
 from flask import Flask
 from redis import Redis
 from selenium import webdriver
@@ -164,7 +165,7 @@ def test_demo_tells_the_story_that_readme_shows(tmp_path: Path) -> None:
 
     assert told.returncode == 0, told.stderr
     assert told.stderr == ""
-    shown = readme_block("console").partition("\n")[2]
+    shown = block("README.md", "demo").partition("\n")[2]
     assert without_numbers(told.stdout) == without_numbers(shown)
 
 
@@ -192,7 +193,7 @@ def test_readme_app_when_code_is_typed_runs_its_callback(
 ) -> None:
     monkeypatch.setenv("FLASK_SECRET_KEY", "a secret key of the reader, long enough")
     monkeypatch.setenv("FLASK_TASKFLOW_REDIS_URL", server)
-    (tmp_path / "readme_app.py").write_text(readme_block("python"), "utf-8")
+    (tmp_path / "readme_app.py").write_text(block("README.md", "app"), "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     readme_app = importlib.import_module("readme_app")
     app = readme_app.create_app()
@@ -214,14 +215,6 @@ def test_readme_app_when_code_is_typed_runs_its_callback(
     assert added.status_code == 202
     assert verified.get_json()["status"] == "SUCCESS"
     assert "Paying 120" in capsys.readouterr().out
-
-
-def readme_block(language: str) -> str:
-    """Return README's only block of a language."""
-    (block,) = re.findall(
-        rf"^```{language}\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.M | re.S
-    )
-    return str(block)
 
 
 def without_numbers(text: str) -> str:

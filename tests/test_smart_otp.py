@@ -16,10 +16,10 @@ from typing import Any
 import pyotp
 import pytest
 from conftest import MakeApp
+from docs_support import block, rows
 from flask import Flask
 from fleet_support import Proxy
 from redis import Redis, RedisError
-from test_docs import block, rows
 from test_security import disguises, everything
 
 from flask_taskflow import (

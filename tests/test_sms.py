@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import sys
 import threading
 import time
 import traceback
@@ -20,9 +19,9 @@ from urllib.parse import parse_qs
 import jinja2
 import pytest
 from conftest import MakeApp
+from docs_support import read
 from flask import Flask
 from redis import Redis
-from test_docs import Load, block, load, read
 
 from flask_taskflow import (
     BaseStrategy,
@@ -37,8 +36,6 @@ from flask_taskflow import (
 )
 from flask_taskflow._sms import too_long
 from flask_taskflow.testing import outbox
-
-__all__ = ["load"]  # a fixture
 
 NUMBER = "+84901234567"
 DEADLINE = 10.0
@@ -497,38 +494,6 @@ def test_phone_region_when_bad_is_refused(make_app: MakeApp, region: object) -> 
 def test_locale_when_bad_is_refused(make_app: MakeApp, locale: object) -> None:
     with pytest.raises(ConfigError, match=r"^TASKFLOW_LOCALE = .*the name of a language"):
         make_app(locale=locale)
-
-
-def test_example_of_the_page_pays(
-    load: Load, redis: Redis, server: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with gateway() as taken:
-        bank: Any = load("sms.md", "smsbank")
-        url = bank.create_app(TASKFLOW_REDIS_URL=server).config["TASKFLOW_SMS_URL"]
-        settings = {"TESTING": True, "TASKFLOW_REDIS_URL": server, "TASKFLOW_EAGER": True}
-        settings["TASKFLOW_SMS_URL"] = url.replace("localhost:8025", f"127.0.0.1:{taken.port}")
-        client = bank.create_app(**settings).test_client()
-        task_id = client.post("/transfers", json={"to": "Bob", "amount": 50}).get_json()["task"]
-        sent = json.loads(taken.requests[0][2])
-        code = sent["message"].split()[1]
-        body = {"method": "SMS", "otp": code}
-        answer = client.post(f"/taskflow/tasks/{task_id}/verify", json=body)
-
-    assert answer.get_json()["status"] == "SUCCESS"
-    assert "Paying 50 to Bob" in capsys.readouterr().out
-    assert sent["to"] == NUMBER
-    assert sent["message"].replace(code, "492817") + "\n" == block("sms.md", "message")
-
-
-def test_rehearsal_of_the_page_passes(
-    load: Load, redis: Redis, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FLASK_TASKFLOW_REDIS_URL", server)
-    (tmp_path / "smsbank.py").write_text(block("sms.md", "smsbank"))
-
-    load("sms.md", "rehearse")
-
-    sys.modules.pop("smsbank")
 
 
 @pytest.mark.parametrize("name", re.findall(r"^\|.*`(\w+)://.*{to}", read("sms.md"), re.M))

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from apps import fleet
+from docs_support import block
 
 from flask_taskflow import Task
 from flask_taskflow.testing import outbox
@@ -353,19 +354,20 @@ def test_cut_subscriber_of_a_living_worker_doubles_nothing(
     assert [item for item in rest(redis) if item["event"] == "callback"] == []
 
 
-def page_block(name: str) -> str:
-    page = (Path(__file__).parent.parent / "docs" / "deploy.md").read_text("utf-8")
-    return page.partition(f"<!-- test: {name} -->\n")[2].partition("\n```\n")[0]
+def unit_command() -> str:
+    return str(re.findall(r"^ExecStart=\S*/(flask .*)$", block("deploy.md", "unit"), re.MULTILINE)[0])
 
 
-@pytest.mark.parametrize("name", ["unit", "container"])
-def test_command_of_the_deploy_page_is_a_worker_that_ends_at_sigterm(name: str, start: Start) -> None:
-    block = page_block(name)
-    if name == "unit":
-        words = re.findall(r"^ExecStart=\S*/(flask .*)$", block, re.MULTILINE)[0].split()
-    else:
-        lines = re.findall(r"^(?:ENTRYPOINT|CMD) (.*)$", block, re.MULTILINE)
-        words = [word for line in lines for word in json.loads(line)]
+def container_command() -> str:
+    lines = re.findall(r"^(?:ENTRYPOINT|CMD) (.*)$", block("deploy.md", "container"), re.MULTILINE)
+    return " ".join(word for line in lines for word in json.loads(line))
+
+
+@pytest.mark.parametrize("shown", [unit_command, container_command])
+def test_command_of_the_deploy_page_is_a_worker_that_ends_at_sigterm(
+    shown: Callable[[], str], start: Start
+) -> None:
+    words = shown().split()
     assert words[:3] == ["flask", "--app", "bank"]
 
     process = start("flask", "--app", APP, *words[3:], until="Serving fleet")
