@@ -55,7 +55,7 @@ class BaseStrategy:
         :param otp: what was typed. Do not log it.
         :param now: the Redis server's time.
         :return: ``None`` if it is wrong, else a name for this use of it: each is accepted once for an
-            address, over all tasks, queues and processes.
+            address, over all tasks, queues and processes, for a day.
         """
         raise NotImplementedError("the extension checks this strategy's codes")
 

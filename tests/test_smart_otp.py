@@ -530,20 +530,29 @@ def test_signed_response_on_two_tasks_at_once_succeeds_once(signing: Flask, task
     assert ran == [tasks[0].id]
 
 
-def test_signed_response_is_still_good_after_redis_failed_in_the_middle(
-    make_app: MakeApp, taskflow: TaskFlow, redis: Redis, server: str
+@pytest.mark.parametrize("strategy", [SmartOTPStrategy, SigningStrategy])
+def test_code_is_still_good_for_its_task_alone_after_redis_failed_in_the_middle(
+    make_app: MakeApp,
+    taskflow: TaskFlow,
+    redis: Redis,
+    server: str,
+    now: Callable[[], datetime],
+    strategy: type[SmartOTPStrategy | SigningStrategy],
 ) -> None:
-    """The reply to the claim of its use is lost: a device makes no other response for this task."""
-    taskflow.register_strategy("SMART_OTP")(SigningStrategy(lambda device: SECRET))
+    """The reply to the claim of its use is lost: the device makes no other soon, or none at all."""
+    taskflow.register_strategy("SMART_OTP")(strategy(lambda device: SECRET))
     proxy = Proxy(server.removeprefix("unix://"))
     try:
         with make_app(redis_url=proxy.url).app_context():
-            task = add_transfer(taskflow)
+            task, another = add_transfer(taskflow), add_transfer(taskflow)
+            code = sign(task) if strategy is SigningStrategy else pyotp.TOTP(SECRET).at(now())
             proxy.cut_next_reply_to = b":used:"
 
             with pytest.raises(RedisError):
-                taskflow.verify(task.id, "SMART_OTP", sign(task))
-            verified = taskflow.verify(task.id, "SMART_OTP", sign(task))
+                taskflow.verify(task.id, "SMART_OTP", code)
+            with pytest.raises(WrongCode):
+                taskflow.verify(another.id, "SMART_OTP", code)
+            verified = taskflow.verify(task.id, "SMART_OTP", code)
     finally:
         proxy.close()
 
