@@ -9,8 +9,9 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from importlib.resources import files
 from typing import Any
 
@@ -61,6 +62,18 @@ class Post(BaseStrategy):
         if self.down:
             raise OSError
         self.codes[task.id] = otp
+
+
+class Device(BaseStrategy):
+    """Accept one code."""
+
+    address = "email"
+
+    def send(self, task: Task[Any], otp: str) -> None:
+        """Do nothing: the device makes the code."""
+
+    def check(self, task: Task[Any], otp: str, now: datetime) -> str | None:
+        return otp
 
 
 class Own(Post):
@@ -158,6 +171,7 @@ def running(url: str, **changes: Any) -> Iterator[Fleet]:
     fleet = Fleet(app, TaskFlow(app))
     fleet.taskflow.register_strategy("EMAIL")(Post(fleet.codes))
     fleet.taskflow.register_strategy("SMS")(Own(fleet.codes))
+    fleet.taskflow.register_strategy("DEVICE")(Device())
 
     @fleet.taskflow.on_task_verified("q", name="work", backoff_time=0.05)
     def work(task: Task[Any]) -> None:
@@ -211,6 +225,12 @@ def use_the_service(fleet: Fleet) -> None:
     with pytest.raises(WrongCode):
         taskflow.verify(task.id, "SMS", "000000")
     assert taskflow.verify(task.id, "EMAIL", codes[task.id]) == taskflow.get_task(task.id)
+
+    # The codes of a device: the second is used already.
+    for _ in range(2):
+        task = add(fleet, allowed_methods=["DEVICE"])
+        with suppress(WrongCode):
+            taskflow.verify(task.id, "DEVICE", "123456")
 
     cancelled, locked = add(fleet), add(fleet)
     taskflow.cancel_task(cancelled.id)
