@@ -182,8 +182,10 @@ def _parsed(key: str, value: object, item: Field[Any]) -> Any:
 
 
 def _similar(key: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean {close[0]}?" if close else "; docs/config.md lists them all"
+    # Without the prefix, which makes any two keys look alike.
+    names = [name.removeprefix(PREFIX) for name in known]
+    close = difflib.get_close_matches(key.removeprefix(PREFIX).upper(), names, n=1, cutoff=0.7)
+    return f"; did you mean {PREFIX}{close[0]}?" if close else "; docs/config.md lists them all"
 
 
 def read_secrets(mapping: Mapping[str, Any], *, lenient: bool) -> tuple[list[bytes], str | None]:

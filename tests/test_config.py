@@ -205,8 +205,11 @@ def test_key_prefix_when_malformed_is_refused(value: object) -> None:
         ("TASKFLOW_OTP_LENGHT", "TASKFLOW_OTP_LENGTH"),
         ("TASKFLOW_REDIS_URI", "TASKFLOW_REDIS_URL"),
         ("TASKFLOW_TASK_TLL", "TASKFLOW_TASK_TTL"),
-        ("TASKFLOW_otp_ttl", None),
+        ("TASKFLOW_otp_ttl", "TASKFLOW_OTP_TTL"),
+        ("TASKFLOW_TIMEOUT", "TASKFLOW_JOB_TIMEOUT"),
         ("TASKFLOW_", None),
+        ("TASKFLOW_LANGUAGE", None),
+        ("TASKFLOW_WORKERS", None),
         ("TASKFLOW_FRUIT_BASKET_COLOUR", None),
     ],
 )
@@ -214,9 +217,8 @@ def test_misspelt_key_is_refused_with_a_suggestion(key: str, meant: str | None) 
     with pytest.raises(ConfigError) as caught:
         Config.read({key: "redis://:hunter2@localhost"})
 
-    assert str(caught.value).startswith(f"{key} is not a setting of Flask-TaskFlow")
-    assert meant is None or str(caught.value).endswith(f"did you mean {meant}?")
-    assert "hunter2" not in str(caught.value)
+    cure = f"did you mean {meant}?" if meant else "docs/config.md lists them all"
+    assert str(caught.value) == f"{key} is not a setting of Flask-TaskFlow; {cure}"
 
 
 def test_keys_of_other_packages_are_ignored() -> None:
