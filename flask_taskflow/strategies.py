@@ -48,8 +48,8 @@ class BaseStrategy:
     def check(self, task: Task[Any], otp: str, now: datetime) -> str | None:
         """Tell whether a code is right that neither this package nor ``generate`` made.
 
-        Override it only for such codes; :meth:`send` is then called with an empty one. The attempt is
-        counted before.
+        Override it only for such codes; :meth:`send` is then called with an empty one, and may be left
+        out. The attempt is counted before.
 
         :param task: the pending task, without a code.
         :param otp: what was typed. Do not log it.
@@ -70,12 +70,11 @@ class BaseStrategy:
         return address
 
     def send(self, task: Task[Any], otp: str) -> None:
-        """Send a code; raise anything if that fails. Override it.
+        """Send a code; raise anything if that fails. Override it, or :meth:`check`.
 
         :param task: the task; ``task.recipient`` holds the addresses.
         :param otp: the code, a ``str`` that hides from ``repr``. Do not log it.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define send(task, otp)")
 
 
 @dataclass(frozen=True)
@@ -110,6 +109,8 @@ class Channel:
             )
         own = type(self.strategy)
         checks = own.check is not BaseStrategy.check
+        if own.send is BaseStrategy.send and not checks:
+            raise ConfigError(f"the strategy for {self.method}, {own.__name__}, must define send(task, otp)")
         object.__setattr__(self, "address_field", chosen)
         object.__setattr__(self, "pattern", self._compiled())
         object.__setattr__(self, "derives", own.generate is BaseStrategy.generate and not checks)

@@ -69,9 +69,6 @@ class Device(BaseStrategy):
 
     address = "email"
 
-    def send(self, task: Task[Any], otp: str) -> None:
-        """Do nothing: the device makes the code."""
-
     def check(self, task: Task[Any], otp: str, now: datetime) -> str | None:
         return otp
 

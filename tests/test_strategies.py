@@ -7,6 +7,7 @@ import logging
 import pickle
 import re
 import traceback
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -105,7 +106,7 @@ def test_strategy_for_a_malformed_method_is_refused(taskflow: TaskFlow, method: 
 def test_strategy_with_a_bad_attribute_is_refused(
     taskflow: TaskFlow, attribute: str, value: object, reason: str
 ) -> None:
-    bad = type("Bad", (BaseStrategy,), {attribute: value})
+    bad = type("Bad", (ConsoleStrategy,), {attribute: value})
 
     with pytest.raises(ConfigError, match=reason):
         taskflow.register_strategy("PIGEON")(bad)
@@ -143,23 +144,27 @@ def test_address_is_preset_for_built_in_methods(
     assert len(strategy.messages) == (3 if needed is None else 2)
 
 
-def test_strategy_without_send_fails_as_a_send(
-    app: Flask, taskflow: TaskFlow, caplog: pytest.LogCaptureFixture
-) -> None:
-    taskflow.register_strategy(Method.EMAIL)(BaseStrategy)
+def test_strategy_without_send_is_refused(taskflow: TaskFlow) -> None:
+    class Mute(BaseStrategy):
+        def generate(self, task: Task[Any]) -> str:
+            return "123456"
 
-    with pytest.raises(SendFailed):
-        add(taskflow)
+    for strategy in (Mute, Mute()):
+        with pytest.raises(ConfigError, match=r"for PIGEON, Mute, must define send\(task, otp\)"):
+            taskflow.register_strategy("PIGEON")(strategy)
 
-    assert "NotImplementedError raised by BaseStrategy" in caplog.text
-    with pytest.raises(NotImplementedError, match=r"BaseStrategy must define send\(task, otp\)"):
-        BaseStrategy().send(add_nothing(), "123456")
-    with pytest.raises(NotImplementedError):
-        BaseStrategy().generate(add_nothing())
+    assert "PIGEON" not in taskflow._channels
 
 
-def add_nothing() -> Any:
-    return None
+def test_strategy_that_checks_needs_no_send(app: Flask, taskflow: TaskFlow) -> None:
+    class Sheet(BaseStrategy):
+        def check(self, task: Task[Any], otp: str, now: datetime) -> str | None:
+            return "today" if otp == "123456" else None
+
+    taskflow.register_strategy("SHEET")(Sheet)
+    task = add(taskflow, allowed_methods=["SHEET"])
+
+    assert taskflow.verify(task.id, "SHEET", "123456").status is Status.SUCCESS
 
 
 def test_send_is_given_the_task_and_a_code_that_hides(app: Flask, taskflow: TaskFlow) -> None:
