@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,13 @@ class _KeptWithItsCodes(_Kept):
         return self._strategy.generate(task)
 
 
+class _KeptWithItsCheck(_Kept):
+    """Stand in for a strategy that checks codes which are made elsewhere."""
+
+    def check(self, task: Task[Any], otp: str, now: datetime) -> str | None:
+        return self._strategy.check(task, otp, now)
+
+
 @contextmanager
 def outbox(taskflow: TaskFlow) -> Iterator[Outbox]:
     """Keep what every registered strategy of an extension would send, instead of sending it.
@@ -68,7 +75,8 @@ def outbox(taskflow: TaskFlow) -> Iterator[Outbox]:
     box = Outbox()
     before = dict(taskflow._channels)
     for method, channel in before.items():
-        kept = _Kept if channel.derives else _KeptWithItsCodes
+        made = _Kept if channel.derives else _KeptWithItsCodes
+        kept = _KeptWithItsCheck if channel.checks else made
         taskflow._channels[method] = Channel(method, kept(channel, box))
     try:
         yield box

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import tempfile
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from flask import Flask
 from redis import Redis
 
 from flask_taskflow import (
+    BaseStrategy,
     CodeExpired,
     OutboxStrategy,
     ResendTooSoon,
@@ -23,6 +24,7 @@ from flask_taskflow import (
     TaskExpired,
     TaskFlow,
     TaskNotFound,
+    WrongCode,
 )
 from flask_taskflow.testing import Outbox, outbox, redis_server, travel
 
@@ -91,6 +93,25 @@ def test_outbox_keeps_to_addresses_and_codes_of_the_strategy(app: Flask, taskflo
     assert done.status is Status.SUCCESS
     assert messages[0].addresses == (ANN,)
     assert letters.messages == []
+
+
+def test_outbox_leaves_it_to_the_strategy_to_check_codes_made_elsewhere(
+    app: Flask, taskflow: TaskFlow
+) -> None:
+    class Device(BaseStrategy):
+        def check(self, task: Task[Any], otp: str, now: datetime) -> str | None:
+            return "first" if otp == "123456" else None
+
+    taskflow.register_strategy("SMART_OTP")(Device)
+
+    with outbox(taskflow) as messages:
+        task = add(taskflow, allowed_methods=["SMART_OTP"], recipient={"device_id": "phone-1"})
+        with pytest.raises(WrongCode):
+            taskflow.verify(task.id, "SMART_OTP", "654321")
+        done = taskflow.verify(task.id, "SMART_OTP", "123456")
+
+    assert done.status is Status.SUCCESS
+    assert [(message.addresses, str(message.otp)) for message in messages] == [(("phone-1",), "")]
 
 
 def test_travel_ages_tasks(app: Flask, taskflow: TaskFlow, box: Outbox) -> None:
