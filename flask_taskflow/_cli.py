@@ -121,7 +121,7 @@ def tasks(queue: str, count: int, as_json: bool) -> None:
     """List pending tasks of a queue, the next to expire first."""
     service = _service()
     found: list[dict[str, str | None]] = []
-    for task_id in service.operations.pending(queue, count):
+    for task_id in service.operations.pending(_known(queue), count):
         try:
             task = service.get_task(task_id)
         except TaskFlowError as error:
@@ -183,7 +183,7 @@ def show(task_id: str, as_json: bool) -> None:
 def dead(queue: str | None, count: int, as_json: bool) -> None:
     """List dead letters, of each callback the newest first."""
     operations = _service().operations
-    names = [queue] if queue else operations.queues()
+    names = [_known(queue)] if queue else operations.queues()
     rows = [_jsonable(asdict(item)) for name in names for item in operations.dead(name, count)]
     _print_all(as_json, rows, ("id", "queue", "at", "failures", "lost", "error"))
 

@@ -197,7 +197,7 @@ def test_purge_asks_and_forgets_what_waits(
 def test_unknown_queue_is_named_with_those_that_are(run: Run, add: Callable[..., Task[Any]]) -> None:
     add()
 
-    for command in ("pause", "resume", "purge"):
+    for command in ("tasks", "dead", "pause", "resume", "purge"):
         assert "there is no queue odrers; there are: orders" in run(command, "odrers", code=1).output
 
 
