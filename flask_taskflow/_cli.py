@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 from flask import current_app
-from flask.cli import AppGroup
+from flask.cli import with_appcontext
 from redis import RedisError
 
 from ._doctor import examine
@@ -25,7 +25,7 @@ from ._operations import Operations, QueueStats
 from ._service import Service
 from .errors import TaskFlowError
 
-taskflow_cli = AppGroup("taskflow", help="Run and inspect one-time code tasks.")
+taskflow_cli = click.Group("taskflow", help="Run and inspect one-time code tasks.")
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 _yes = click.option("--yes", is_flag=True, help="Do not ask.")
@@ -33,17 +33,16 @@ _count = click.option("--count", default=20, show_default=True, type=click.IntRa
 
 
 def _command(function: Callable[..., None]) -> click.Command:
-    """Make a command whose errors are a sentence instead of a traceback."""
+    """Make a command whose errors are a sentence instead of a traceback, those of loading the app, too."""
 
     @functools.wraps(function)
     def run(*args: Any, **options: Any) -> None:
         try:
-            function(*args, **options)
+            with_appcontext(function)(*args, **options)
         except (RedisError, TaskFlowError) as error:
             raise click.ClickException(f"{type(error).__name__}: {error}") from None
 
-    command: click.Command = taskflow_cli.command()(run)
-    return command
+    return taskflow_cli.command()(run)
 
 
 @_command

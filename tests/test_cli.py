@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
 from conftest import MakeApp
 from flask import Flask
+from flask.cli import FlaskGroup
 
 from flask_taskflow import Reject, Task, TaskFlow
 from flask_taskflow._cli import taskflow_cli
@@ -281,6 +282,15 @@ def test_command_without_a_server_is_a_sentence(make_app: MakeApp) -> None:
 
     assert result.exit_code == 1
     assert result.output.startswith("Error: ConnectionError: ")
+
+
+def test_command_of_an_app_with_a_bad_configuration_is_a_sentence(make_app: MakeApp) -> None:
+    flask = FlaskGroup(create_app=lambda: make_app(lease=0))
+
+    result = CliRunner().invoke(flask, ["taskflow", "stats"])
+
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: ConfigError: TASKFLOW_LEASE = 0 cannot be used: ")
 
 
 def test_queues_of_the_config_are_the_only_ones_served(
