@@ -58,6 +58,9 @@ class TaskFlow:
         :raises ConfigError: for a bad configuration.
         :raises RuntimeError: if the app has a TaskFlow already.
         """
+        # Here, since the commands import the extension.
+        from ._cli import taskflow_cli
+
         if "taskflow" in app.extensions:
             raise RuntimeError("this app has a TaskFlow already: call init_app() once for each app")
         config = Config.read(app.config)
@@ -66,6 +69,8 @@ class TaskFlow:
             warnings.warn(problem, stacklevel=2)
         self._states[app] = _State(config, Keyring(keys))
         app.extensions["taskflow"] = self
+        # The entry point is not known to app.test_cli_runner().
+        app.cli.add_command(taskflow_cli)
         request_started.connect(self._start_at_request, app)
 
     def register_strategy(self, method: str) -> Callable[[StrategyT], StrategyT]:

@@ -284,6 +284,16 @@ def test_command_without_a_server_is_a_sentence(make_app: MakeApp) -> None:
     assert result.output.startswith("Error: ConnectionError: ")
 
 
+def test_commands_are_known_to_the_apps_own_runner_and_listed_once(make_app: MakeApp) -> None:
+    app = make_app()
+
+    result = app.test_cli_runner().invoke(args=["taskflow", "handlers", "--json"])
+    listed = CliRunner().invoke(FlaskGroup(create_app=lambda: app), ["--help"]).output
+
+    assert (result.exit_code, result.output) == (0, "[]\n")
+    assert listed.count("Run and inspect one-time code tasks.") == 1
+
+
 def test_command_of_an_app_with_a_bad_configuration_is_a_sentence(make_app: MakeApp) -> None:
     flask = FlaskGroup(create_app=lambda: make_app(lease=0))
 
