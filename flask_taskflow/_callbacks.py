@@ -37,7 +37,8 @@ STRATEGIES: Mapping[str, Callable[[int], int]] = {
     "exponential": lambda failures: 2 ** min(failures - 1, 63),
 }
 _JITTER = 0.1
-_RETRY_AFTER_MAX = 30 * 86400.0
+#: The longest that a Retry may ask for, seconds.
+AFTER_MAX = 30 * 86400.0
 _RANDOM: random.Random = secrets.SystemRandom()
 
 #: Makes a report to Redis: at once, or again and again until it got through.
@@ -282,7 +283,7 @@ class Runner:
 
     def _delay(self, callback: Callback, failures: int, error: BaseException) -> float:
         if isinstance(error, Retry) and error.after is not None:
-            return min(max(error.after, 0.0), _RETRY_AFTER_MAX)
+            return min(max(error.after, 0.0), AFTER_MAX)
         return compute_backoff(
             callback.backoff_strategy,
             callback.backoff_time,

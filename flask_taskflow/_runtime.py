@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _SUBSCRIBE_WAIT = 1.0
 _LISTENER_JOIN = 2.0
+_LOST_MORE = 3
 
 
 class Runtime:
@@ -123,14 +124,16 @@ class Runtime:
 
     def new_engine(self) -> Engine:
         """Return an engine for callbacks that is not started."""
-        store = self._new_store()
+        store = self._new_store(self._config)
         runner = Runner(self._app, store, self._config, self._callbacks)
         threads = self._config.callback_threads
         # Threads that were written off may never end: at most as many of them as of the others.
         return Engine(self._app, store, runner, self._config, self, threads=threads, most_threads=2 * threads)
 
     def _new_sender(self, method: str) -> Engine:
-        config, store = self._config, self._new_store()
+        config = self._config
+        # An attempt gives up what was lost too often. It may be lost as well: then it is a dead letter.
+        store = self._new_store(replace(config, max_lost=config.max_lost + _LOST_MORE))
         runner = SendRunner(
             self._app,
             method,
@@ -147,8 +150,8 @@ class Runtime:
             self._app, store, runner, config, self, threads=threads, most_threads=threads + runner.hanging_max
         )
 
-    def _new_store(self) -> DeliveryStore:
-        return DeliveryStore(self._client, self._keys, self._config, self._keyring, self._queues)
+    def _new_store(self, config: Config) -> DeliveryStore:
+        return DeliveryStore(self._client, self._keys, config, self._keyring, self._queues)
 
     def _missing(self) -> list[str]:
         """Return the methods that need an engine to send by and have none."""

@@ -36,14 +36,16 @@ class Failure:
     :param cause: the error's class.
     :param reason: the same, and where it was raised.
     :param final: whether another try is no use.
-    :param after: seconds until another try, or ``None``.
+    :param after: what the strategy said about when to try again, as it came.
+    :param told: whether the audit log has it.
     """
 
     code: Code | None
     cause: str
     reason: str
     final: bool = False
-    after: float | None = None
+    after: object = None
+    told: bool = True
 
 
 class Sender:
@@ -76,6 +78,11 @@ class Sender:
         """The methods that this process can send by."""
         return list(self._channels)
 
+    @property
+    def devices(self) -> list[str]:
+        """Those of them whose codes are made elsewhere, and right without a message."""
+        return [method for method, channel in list(self._channels.items()) if channel.checks]
+
     def pattern(self, method: str) -> re.Pattern[str]:
         """Return what a typed code of a method may look like."""
         channel = self._channels.get(method)
@@ -96,7 +103,7 @@ class Sender:
         """
         task = issued.task
         tried = [self.try_to_send(task, code) for code in issued.codes]
-        failed = [failure.code for failure in tried if failure is not None and failure.code is not None]
+        failed = [item.code for item in tried if isinstance(item, Failure) and item.code is not None]
         if not failed:
             return
         try:
@@ -111,8 +118,11 @@ class Sender:
             methods=methods,
         )
 
-    def try_to_send(self, task: Task[Any], code: Code) -> Failure | None:
-        """Send a code once; return why that failed, if it did."""
+    def try_to_send(self, task: Task[Any], code: Code) -> Code | Failure | None:
+        """Send a code once; return the one that was sent, or why that failed.
+
+        :return: ``None`` if another code took its place meanwhile, so that none was sent.
+        """
         channel = self._channels[code.method]
         failure = otp = None
         try:
@@ -142,7 +152,7 @@ class Sender:
             return failure
         record("code_sent", task.id, **audited)
         signals.emit(signals.otp_sent, self._app, task=task, method=code.method)
-        return None
+        return code
 
     def _otp(self, task: Task[Any], code: Code, channel: Channel) -> OTP | None:
         """Return the code to send, or ``None`` if it cannot be derived again."""
@@ -176,5 +186,6 @@ def _failure(code: Code, strategy: BaseStrategy, error: Exception) -> Failure:
         cause,
         f"{cause} raised by {type(strategy).__qualname__}{place}",
         final=isinstance(error, Reject),
-        after=error.after if isinstance(error, Retry) else None,
+        # A subclass may have set nothing.
+        after=getattr(error, "after", None) if isinstance(error, Retry) else None,
     )

@@ -24,6 +24,9 @@ from flask_taskflow import (
     WrongCode,
     otp_sent,
 )
+from flask_taskflow._background import SendRunner
+from flask_taskflow._callbacks import Attempt
+from flask_taskflow._deliveries import Claimed
 from flask_taskflow.signals import task_failed
 from flask_taskflow.strategies import Message
 from flask_taskflow.testing import travel
@@ -581,6 +584,362 @@ def test_add_task_inline_stores_no_send(
         add()
 
     assert left_of_sends(redis) == []
+
+
+# What went wrong once, or nearly.
+
+
+def claim_send(taskflow: TaskFlow, method: str = "EMAIL") -> int:
+    """Claim a send and answer its token, as a process does that tells nothing more."""
+    store = taskflow._service().runtime._new_sender(method)._store
+    (item,) = store.claim("q", [f"@{method}"], 1).deliveries
+    return item.token
+
+
+def test_code_that_was_delivered_late_is_in_force_whatever_the_next_attempt_does(
+    make_app: MakeApp, taskflow: TaskFlow, email: Moody, add: Callable[..., Task[Any]], sent: list[Message]
+) -> None:
+    deliver = email.send
+
+    def deliver_and_be_asked_again(task: Task[Any], otp: str) -> None:
+        deliver(task, otp)
+        email.send = deliver  # type: ignore[method-assign]  # the first attempt only
+        taskflow.resend_otp(task.id, "EMAIL")
+        email.moods = [Reject("no more")]
+
+    email.send = deliver_and_be_asked_again  # type: ignore[method-assign]  # what happens meanwhile
+    with make_app(send="background", autostart=False, resend_cooldown=0).app_context():
+        task = add(allowed_methods=["EMAIL"])
+
+        taskflow.run_due()
+
+        assert (email.attempts, len(sent)) == (2, 1)
+        assert taskflow.verify(task.id, "EMAIL", sent[0].otp).status is Status.SUCCESS
+
+
+def test_success_that_comes_after_the_send_was_given_up_puts_its_code_in_force(
+    app: Flask, taskflow: TaskFlow, add: Callable[..., Task[Any]], email: Moody, sent: list[Message]
+) -> None:
+    deliver = email.send
+
+    def deliver_too_late(task: Task[Any], otp: str) -> None:
+        deliver(task, otp)
+        codes = taskflow._service().runtime._codes
+        new = [taskflow._service()._sender.new_code(task.id, method) for method in ("EMAIL", "SMS")]
+        tokens.append(codes.give_up(task.id, token_of(task, "EMAIL"), "EMAIL", new, []))
+
+    def token_of(task: Task[Any], method: str) -> int:
+        service = taskflow._service()
+        (key,) = service.keys.handler(service.keys.tag("q"), f"@{method}", "meta")
+        line: Any = service.client.hget(key, task.id)
+        return int(line.split()[5])
+
+    tokens: list[object] = []
+    email.send = deliver_too_late  # type: ignore[method-assign]  # what happens meanwhile
+    task = add()
+
+    taskflow.run_due()
+
+    assert tokens != [None]
+    assert len(sent) == 2
+    assert taskflow.verify(task.id, "EMAIL", sent[0].otp).status is Status.SUCCESS
+
+
+def test_fall_back_goes_to_a_method_that_was_given_up_and_resent_since(
+    app: Flask, taskflow: TaskFlow, add: Callable[..., Task[Any]], email: Moody, sms: Moody,
+    sent: list[Message],
+) -> None:  # fmt: skip
+    email.moods = [Reject("full")]
+    task = add(ttl=3600)
+    taskflow.run_due()
+    taskflow.resend_otp(task.id, "EMAIL")
+    taskflow.run_due()
+    travel(601)
+    sms.moods = [Reject("no")]
+    taskflow.resend_otp(task.id, "SMS")
+
+    taskflow.run_due()
+
+    assert len(sent) == 3
+    assert taskflow.verify(task.id, "EMAIL", sent[2].otp).status is Status.SUCCESS
+
+
+def test_task_whose_other_send_waits_does_not_fail_although_its_code_is_old(
+    make_app: MakeApp, taskflow: TaskFlow, email: Moody, sms: Moody, add: Callable[..., Task[Any]],
+    sent: list[Message],
+) -> None:  # fmt: skip
+    email.moods = [Reject("no")]
+    with make_app(send="background", max_sends=2, autostart=False).app_context():
+        task = add(send_via=["EMAIL", "SMS"], ttl=3600)
+        travel(700)
+
+        taskflow.run_due()
+
+        assert len(sent) == 1
+        assert taskflow.verify(task.id, "SMS", sent[0].otp).status is Status.SUCCESS
+
+
+class Device(BaseStrategy):
+    """Accept what a device shows; wake it in vain."""
+
+    def check(self, task: Task[Any], otp: str, now: object) -> str | None:
+        return otp if otp == "314159" else None
+
+    def send(self, task: Task[Any], otp: str) -> None:
+        raise Reject("it sleeps")
+
+
+@pytest.mark.parametrize("max_sends", [1, 5])
+def test_task_that_a_device_can_confirm_does_not_fail(
+    make_app: MakeApp, taskflow: TaskFlow, email: Moody, add: Callable[..., Task[Any]], max_sends: int
+) -> None:
+    taskflow.register_strategy("SMART_OTP")(Device())
+    email.moods = [Reject("no")]
+    with make_app(send="background", max_sends=max_sends, autostart=False).app_context():
+        task = add(allowed_methods=["EMAIL", "SMART_OTP"], recipient={"email": EMAIL, "device_id": "d"})
+
+        taskflow.run_due()
+
+        assert taskflow.verify(task.id, "SMART_OTP", "314159").status is Status.SUCCESS
+
+
+@pytest.mark.parametrize("after", [float("nan"), "soon", None, [], -5, True])
+def test_retry_after_no_number_of_seconds_is_tried_again_soon(
+    app: Flask, taskflow: TaskFlow, add: Callable[..., Task[Any]], email: Moody, sent: list[Message],
+    after: Any,
+) -> None:  # fmt: skip
+    email.moods = [Retry(after=after)]
+    add()
+    taskflow.run_due()
+    travel(1.2)
+    taskflow.run_due()
+
+    assert email.attempts == 2
+    assert [message.task.status for message in sent] == [Status.PENDING]
+
+
+@pytest.mark.parametrize("after", [601, float("inf"), 1e300, pytest.param(10**400, id="huge")])
+def test_retry_after_the_end_of_the_task_falls_back_at_once(
+    app: Flask, taskflow: TaskFlow, add: Callable[..., Task[Any]], email: Moody, sent: list[Message],
+    after: float, redis: Redis,
+) -> None:  # fmt: skip
+    email.moods = [Retry(after=after)]
+    task = add(ttl=600)
+
+    taskflow.run_due()
+
+    assert left_of_sends(redis) == []
+    assert taskflow.verify(task.id, "SMS", sent[0].otp).status is Status.SUCCESS
+
+
+class Silent(Retry):
+    """Know nothing of when."""
+
+    def __init__(self) -> None:
+        return
+
+
+class Exit(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("mood", [SystemExit, Exit("550 I do not want"), Silent()])
+def test_send_that_raises_what_is_no_exception_is_tried_again(
+    app: Flask, taskflow: TaskFlow, add: Callable[..., Task[Any]], email: Moody, sent: list[Message],
+    mood: BaseException, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    email.moods = [mood]
+    add()
+    taskflow.run_due()
+    failed = [record.__dict__.get("cause") for record in caplog.records]
+    travel(1.2)
+    taskflow.run_due()
+
+    assert (mood.__name__ if isinstance(mood, type) else type(mood).__name__) in failed
+    assert "550" not in caplog.text
+    assert (email.attempts, len(sent)) == (2, 1)
+
+
+def test_send_again_in_the_last_minute_of_a_task_carries_the_same_code(
+    app: Flask, taskflow: TaskFlow, add: Callable[..., Task[Any]], email: Moody
+) -> None:
+    def fail(task: Task[Any], otp: str) -> None:
+        codes.append(str(otp))
+        raise OSError
+
+    codes: list[str] = []
+    email.send = fail  # type: ignore[method-assign]  # it may have been delivered all the same
+    add(ttl=45)
+    taskflow.run_due()
+    travel(1.2)
+    taskflow.run_due()
+
+    assert len(codes) == 2
+    assert len(set(codes)) == 1
+
+
+def test_send_while_the_list_of_queues_is_spoiled_is_done(
+    app: Flask, taskflow: TaskFlow, add: Callable[..., Task[Any]], sent: list[Message], redis: Redis
+) -> None:
+    add()
+    redis.delete("taskflow:queues")
+    redis.set("taskflow:queues", "junk")
+
+    taskflow.run_due()
+
+    assert len(sent) == 1
+
+
+def test_give_up_while_a_key_is_spoiled_is_done_once_that_is_mended(
+    app: Flask, taskflow: TaskFlow, add: Callable[..., Task[Any]], email: Moody, sent: list[Message],
+    redis: Redis,
+) -> None:  # fmt: skip
+    email.moods = [Reject("no")] * 2
+    add()
+    (key,) = redis.scan_iter(match="*:recipients")
+    redis.rename(key, "apart")
+    redis.set(key, "junk")
+    with pytest.raises(ResponseError):
+        taskflow.run_due()
+    redis.rename("apart", key)
+    travel(31)
+
+    taskflow.run_due()
+
+    assert (email.attempts, len(sent)) == (2, 1)
+
+
+def test_fall_back_passes_by_a_method_whose_keys_are_spoiled(
+    app: Flask, taskflow: TaskFlow, add: Callable[..., Task[Any]], email: Moody, redis: Redis
+) -> None:
+    email.moods = [Reject("no")]
+    task = add()
+    keys = taskflow._service().keys
+    redis.set(keys.handler(keys.tag("q"), "@SMS", "lease")[0], "junk")
+
+    taskflow._service().runtime._new_sender("EMAIL").run_due()
+
+    assert status_of(taskflow, task) is Status.FAILED
+
+
+def test_give_up_reported_again_tells_the_same_and_changes_nothing(
+    app: Flask, taskflow: TaskFlow, add: Callable[..., Task[Any]], redis: Redis
+) -> None:
+    service = taskflow._service()
+
+    def give_up(task: Task[Any], token: int, *methods: str) -> Any:
+        new = [service._sender.new_code(task.id, method) for method in methods]
+        return service.runtime._codes.give_up(task.id, token, "EMAIL", new, [])
+
+    task = add()
+    token = claim_send(taskflow)
+    first = give_up(task, token, "EMAIL", "SMS")
+    before = dump(redis)
+    again = give_up(task, token, "EMAIL", "SMS")
+
+    assert first.following == again.following == "SMS"
+    assert dump(redis) == before
+    taskflow.resend_otp(task.id, "EMAIL")
+    other = claim_send(taskflow)
+    assert other != token
+    assert give_up(task, token, "EMAIL", "SMS") is None
+    assert taskflow._service().runtime._new_sender("EMAIL")._store.claim("q", ["@EMAIL"], 1).held == 1
+
+    lonely = add(allowed_methods=["EMAIL"], recipient={"email": "b@example.com"})
+    token = claim_send(taskflow)
+    ends = [give_up(lonely, token, "EMAIL") for _ in range(2)]
+    assert [end.failed.status for end in ends] == [Status.FAILED] * 2
+
+
+def test_code_that_a_process_sent_inline_meanwhile_is_left_to_it(
+    make_app: MakeApp, app: Flask, taskflow: TaskFlow, add: Callable[..., Task[Any]], email: Moody,
+    sent: list[Message],
+) -> None:  # fmt: skip
+    email.moods = [OSError]
+    task = add(allowed_methods=["EMAIL"], recipient={"email": EMAIL})
+    taskflow.run_due()
+    with make_app().app_context():
+        taskflow.update_recipient(task.id, {"email": "new@example.com"})
+    travel(2)
+    taskflow.run_due()
+
+    assert [message.addresses for message in sent] == [("new@example.com",)]
+    assert taskflow.verify(task.id, "EMAIL", sent[0].otp).status is Status.SUCCESS
+
+
+def test_give_up_of_a_send_whose_code_a_process_replaced_inline_leaves_that_in_force(
+    make_app: MakeApp, app: Flask, taskflow: TaskFlow, add: Callable[..., Task[Any]], email: Moody,
+    sent: list[Message],
+) -> None:  # fmt: skip
+    task = add(allowed_methods=["EMAIL"], recipient={"email": EMAIL})
+    token = claim_send(taskflow)
+    with make_app(resend_policy="rotate", resend_cooldown=0).app_context():
+        travel(31)
+        taskflow.resend_otp(task.id, "EMAIL")
+
+    new = [taskflow._service()._sender.new_code(task.id, "EMAIL")]
+    given_up = taskflow._service().runtime._codes.give_up(task.id, token, "EMAIL", new, [])
+
+    assert given_up is not None
+    assert given_up.failed is None
+    assert taskflow.verify(task.id, "EMAIL", sent[0].otp).status is Status.SUCCESS
+
+
+def test_send_beside_many_that_hang_is_tried_until_too_many_do(
+    make_app: MakeApp, taskflow: TaskFlow, email: Moody, add: Callable[..., Task[Any]], sent: list[Message]
+) -> None:
+    with make_app(send="background", send_threads=2, autostart=False).app_context():
+        add(allowed_methods=["EMAIL"])
+        token = claim_send(taskflow)
+        runner = (engine := taskflow._service().runtime._new_sender("EMAIL"))._runner
+        assert isinstance(runner, SendRunner)
+        others = [Attempt(Claimed("q", "@EMAIL", "", token, 0, 0, None), 1) for _ in range(4)]
+        runner._inside.update(others)
+        travel(31)
+        for other in others[:3]:
+            other.written_off = True
+
+        engine.run_due()
+        first = len(sent)
+        others[3].written_off = True
+        add(allowed_methods=["EMAIL"])
+        engine.run_due()
+
+    assert (first, len(sent)) == (1, 1)
+
+
+def test_send_of_own_codes_works_when_memory_is_full(
+    app: Flask, taskflow: TaskFlow, add: Callable[..., Task[Any]], sent: list[Message], redis: Redis
+) -> None:
+    words = taskflow.register_strategy("EMAIL")(Words(sent))
+    words.moods = [Reject("no")]
+    add()
+    redis.config_set("maxmemory", 1)
+    try:
+        taskflow.run_due()
+    finally:
+        redis.config_set("maxmemory", 0)
+
+    assert words.attempts == 1
+    assert len(sent) == 1
+
+
+def test_send_of_a_task_of_another_queue_is_dropped(
+    app: Flask, taskflow: TaskFlow, add: Callable[..., Task[Any]], sent: list[Message], redis: Redis
+) -> None:
+    task = add()
+    keys = taskflow._service().keys
+    for kind in ("ready", "meta", "body"):
+        (mine,) = keys.handler(keys.tag("q"), "@EMAIL", kind)
+        (other,) = keys.handler(keys.tag("other"), "@EMAIL", kind)
+        redis.rename(mine, other)
+    redis.hset("taskflow:queues", keys.tag("other"), "other")
+
+    taskflow.run_due()
+
+    assert sent == []
+    assert left_of_sends(redis) == []
+    assert status_of(taskflow, task) is Status.PENDING
 
 
 # In threads, as in a serving process.

@@ -28,7 +28,8 @@ local ends = tonumber(task[method .. '.until']) or 0
 local code = { nonce = nonce, digest = digest, ends = math.min(now + limits.otp_ttl, expires), out = 1 }
 if keep and task[method .. '.nonce'] and ends - now >= 60000 then
   code.nonce, code.digest, code.ends = task[method .. '.nonce'], task[method .. '.digest'], ends
-  code.out = tonumber(task[method .. '.out']) + (is_posted(3, 1, id) and 0 or 1)
+  local counted = is_posted(3, 1, id) and task[method .. '.posted'] == code.nonce
+  code.out = tonumber(task[method .. '.out']) + (counted and 0 or 1)
 end
 local sends = (tonumber(task[method .. '.sends']) or 0) + 1
 redis.call('HSET', KEYS[1], 'sends', int(tonumber(task.sends) + 1),

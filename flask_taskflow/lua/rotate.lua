@@ -5,9 +5,11 @@
 
 local now = now_ms()
 local method, old, nonce, digest, otp_ttl = take(), take(), take(), take(), take_number()
-local got = redis.call('HMGET', KEYS[1], 'status', 'expires', method .. '.nonce')
+local got = redis.call('HMGET', KEYS[1], 'status', 'expires', method .. '.nonce', method .. '.posted')
 if ended(got[1], got[2], now) or got[3] ~= old then return { 'stale' } end
 
+free(KEYS[1], {})
 redis.call('HSET', KEYS[1], method .. '.nonce', nonce, method .. '.digest', digest,
   method .. '.out', 1, method .. '.until', int(math.min(now + otp_ttl, tonumber(got[2]))))
+if got[4] == old then redis.call('HSET', KEYS[1], method .. '.posted', nonce) end
 return { 'ok' }
