@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: A wait for one reply is bounded a little later than the whole send, so that it is that which says so.
+_LATER = 1.0
+
 
 class EmailStrategy(BaseStrategy):
     """Send codes by e-mail over SMTP.
@@ -100,18 +103,18 @@ class _Session(smtplib.SMTP):
     """A session that another thread can cut.
 
     :param server: whom to talk to.
-    :param seconds: when it is too late to begin, and the longest wait for a reply.
+    :param seconds: when it is too late to begin.
     """
 
     def __init__(self, server: MailServer, seconds: float) -> None:
         self._server = server
         self._deadline = time.monotonic() + seconds
-        self._seconds = seconds
+        self._reply_within = seconds + _LATER
 
     def deliver(self, message: EmailMessage) -> None:
         """Send a message; done when the server has taken it."""
         try:
-            super().__init__(self._server.host, self._server.port, timeout=self._seconds)
+            super().__init__(self._server.host, self._server.port, timeout=self._reply_within)
             if self._server.security == "starttls":
                 self.starttls(context=ssl.create_default_context())
             if self._server.login is not None:
@@ -126,7 +129,7 @@ class _Session(smtplib.SMTP):
     def connect(self, host: str = "", port: int = 0, source_address: Any = None) -> tuple[int, bytes]:
         """Connect, and read the greeting; ``__init__`` calls this."""
         self.file = None
-        self.sock = socket.create_connection((host, port), self._seconds)
+        self.sock = socket.create_connection((host, port), self._reply_within)
         if self._server.security == "tls":
             self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=host)
         if time.monotonic() > self._deadline:
