@@ -18,7 +18,7 @@ from flask.testing import FlaskClient
 from redis import Redis
 from werkzeug.test import TestResponse
 
-from flask_taskflow import BaseStrategy, ConfigError, Status, Task, TaskFlow
+from flask_taskflow import BaseStrategy, ConfigError, OutboxStrategy, Status, Task, TaskFlow
 from flask_taskflow.errors import TaskFlowError
 from flask_taskflow.testing import Outbox, travel
 
@@ -374,7 +374,7 @@ def test_resend_that_sends_nothing_is_accepted_all_the_same(
         taskflow.cancel_task(task.id)
     task_id = {"unknown": "a" * 34, "malformed": "x"}.get(case, task.id)
     method = {"not allowed": "SMART_OTP", "no strategy": "NOBODY"}.get(case, "EMAIL")
-    taskflow.register_strategy("SMART_OTP")(BaseStrategy())
+    taskflow.register_strategy("SMART_OTP")(OutboxStrategy(messages=box))
 
     response = resend(client, task_id, method)
 
