@@ -12,7 +12,6 @@ import ssl
 import subprocess
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ import pytest
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from conftest import MakeApp
 from flask import Flask
+from sending_support import Watched, failed_send
 
 from flask_taskflow import ConfigError, EmailStrategy, InvalidTask, Method, SendFailed, Task, TaskFlow
 from flask_taskflow._providers import MailServer, read_mail_server, read_sender
@@ -169,18 +169,16 @@ def raw_server(talk: Callable[[socket.socket], object]) -> Iterator[int]:
             thread.join(DEADLINE)
 
 
+class WatchedEmail(Watched, EmailStrategy):
+    pass
+
+
 @pytest.fixture
 def codes(taskflow: TaskFlow) -> list[str]:
     """The codes that were given to the strategy, sent or not."""
-    given: list[str] = []
-
-    class Watched(EmailStrategy):
-        def send(self, task: Task[Any], otp: str) -> None:
-            given.append(str(otp))
-            super().send(task, otp)
-
-    taskflow.register_strategy(Method.EMAIL)(Watched)
-    return given
+    strategy = WatchedEmail()
+    taskflow.register_strategy(Method.EMAIL)(strategy)
+    return strategy.codes
 
 
 @pytest.fixture
@@ -198,10 +196,7 @@ def add(taskflow: TaskFlow, **options: Any) -> Task[Any]:
 
 def fail(app: Flask, taskflow: TaskFlow, **options: Any) -> tuple[SendFailed, str]:
     """Add a task whose code cannot be sent; return the error and its traceback, with all local values."""
-    with app.app_context(), pytest.raises(SendFailed) as caught:
-        add(taskflow, **options)
-    lines = traceback.TracebackException.from_exception(caught.value, capture_locals=True).format()
-    return caught.value, "".join(lines)
+    return failed_send(app, lambda: add(taskflow, **options))
 
 
 def texts(taken: Taken) -> tuple[str, str]:

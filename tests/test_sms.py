@@ -7,7 +7,6 @@ import logging
 import re
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,12 +21,13 @@ from conftest import MakeApp
 from docs_support import read
 from flask import Flask
 from redis import Redis
+from sending_support import Watched, failed_send
 
 from flask_taskflow import (
-    BaseStrategy,
     ConfigError,
     InvalidTask,
     Method,
+    OutboxStrategy,
     SendFailed,
     SendLimitReached,
     SMSStrategy,
@@ -98,18 +98,16 @@ def gateway(code: int = 200) -> Iterator[Gateway]:
             thread.join(DEADLINE)
 
 
+class WatchedSMS(Watched, SMSStrategy):
+    pass
+
+
 @pytest.fixture
 def codes(taskflow: TaskFlow) -> list[str]:
     """The codes that were given to the strategy, sent or not."""
-    given: list[str] = []
-
-    class Watched(SMSStrategy):
-        def send(self, task: Task[Any], otp: str) -> None:
-            given.append(str(otp))
-            super().send(task, otp)
-
-    taskflow.register_strategy(Method.SMS)(Watched)
-    return given
+    strategy = WatchedSMS()
+    taskflow.register_strategy(Method.SMS)(strategy)
+    return strategy.codes
 
 
 @pytest.fixture
@@ -127,10 +125,7 @@ def add(taskflow: TaskFlow, **options: Any) -> Task[Any]:
 
 def fail(app: Flask, taskflow: TaskFlow, **options: Any) -> tuple[SendFailed, str]:
     """Add a task whose code cannot be sent; return the error and its traceback, with all local values."""
-    with app.app_context(), pytest.raises(SendFailed) as caught:
-        add(taskflow, **options)
-    lines = traceback.TracebackException.from_exception(caught.value, capture_locals=True).format()
-    return caught.value, "".join(lines)
+    return failed_send(app, lambda: add(taskflow, **options))
 
 
 def test_code_arrives_through_a_json_gateway(
@@ -362,7 +357,7 @@ def test_outbox_stands_in_for_the_strategy(texting: Callable[..., Flask], taskfl
 
 
 def test_address_of_an_own_strategy_is_checked_after_it_normalised_it(app: Flask, taskflow: TaskFlow) -> None:
-    class Broken(BaseStrategy):
+    class Broken(OutboxStrategy):
         def normalise(self, address: str) -> str:
             return f"{address}\r\nBcc: eve@example.com"
 
