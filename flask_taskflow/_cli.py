@@ -27,6 +27,9 @@ from .errors import TaskFlowError
 
 taskflow_cli = click.Group("taskflow", help="Run and inspect one-time code tasks.")
 
+#: Seconds between two looks of a worker at whether a signal came.
+_WAKE = 0.5
+
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 _yes = click.option("--yes", is_flag=True, help="Do not ask.")
 _count = click.option("--count", default=20, show_default=True, type=click.IntRange(1, 1000))
@@ -70,7 +73,9 @@ def worker(queues: str | None, threads: int | None) -> None:
     extension.start()
     what = f"{', '.join(served) or 'no callback'}{', and sending codes' if sends else ''}"
     click.echo(f"Serving {what}. Press CTRL+C to quit.")
-    asked.wait()
+    # The system may give the signal to another thread; Python runs the handler here, and only when awake.
+    while not asked.wait(_WAKE):
+        continue
     click.echo("Stopping: waiting for callbacks that run.")
     extension.stop()
 
