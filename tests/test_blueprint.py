@@ -13,19 +13,16 @@ from functools import wraps
 from typing import Any, cast
 
 import pytest
+from conftest import MakeApp
 from flask import Flask, abort, request
 from flask.testing import FlaskClient
 from redis import Redis
+from task_support import PHONE, add, other
 from werkzeug.test import TestResponse
 
 from flask_taskflow import BaseStrategy, ConfigError, OutboxStrategy, Status, Task, TaskFlow
 from flask_taskflow.errors import TaskFlowError
 from flask_taskflow.testing import Outbox, travel
-
-MakeApp = Callable[..., Flask]
-
-EMAIL = "ann@example.com"
-PHONE = "+12025550110"
 
 
 @pytest.fixture
@@ -39,19 +36,6 @@ def mounted(make_app: MakeApp, taskflow: TaskFlow) -> Iterator[Flask]:
 @pytest.fixture
 def client(mounted: Flask) -> FlaskClient:
     return mounted.test_client()
-
-
-def add(taskflow: TaskFlow, **changes: Any) -> Task[Any]:
-    given: dict[str, Any] = {
-        "allowed_methods": ("EMAIL", "SMS"),
-        "recipient": {"email": EMAIL, "phone_number": PHONE},
-        **changes,
-    }
-    return taskflow.add_task("q", **given)
-
-
-def other(code: str, number: int = 1) -> str:
-    return str((int(code) + number) % 10 ** len(code)).zfill(len(code))
 
 
 def verify(client: FlaskClient, task_id: str, otp: Any, method: Any = "EMAIL") -> TestResponse:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
 import pytest
+from conftest import MakeApp
 from flask import Flask
 from redis import Redis, RedisError
+from task_support import BOTH, EMAIL, PHONE, add, at_once, other
 
 from flask_taskflow import BaseStrategy, Method, Status, Task, TaskFlow, signals, task_verified
 from flask_taskflow.errors import (
@@ -30,52 +31,11 @@ from flask_taskflow.errors import (
 )
 from flask_taskflow.testing import Outbox, travel
 
-MakeApp = Callable[..., Flask]
-
-EMAIL = "ann@example.com"
-PHONE = "+12025550110"
-BOTH = ("EMAIL", "SMS")
-
-
-def add(taskflow: TaskFlow, **changes: Any) -> Task[Any]:
-    given: dict[str, Any] = {
-        "allowed_methods": BOTH,
-        "recipient": {"email": EMAIL, "phone_number": PHONE},
-        **changes,
-    }
-    return taskflow.add_task(given.pop("queue", "q"), given.pop("data", None), **given)
-
-
-def other(code: str, number: int = 1) -> str:
-    """A code that differs from ``code`` and from those of other numbers."""
-    return str((int(code) + number) % 10 ** len(code)).zfill(len(code))
-
 
 def guess_wrong(taskflow: TaskFlow, task: Task[Any], code: str, times: int) -> None:
     for number in range(times):
         with pytest.raises(WrongCode):
             taskflow.verify(task.id, "EMAIL", other(code, number + 1))
-
-
-def at_once(app: Flask, calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Start all calls together, each in a thread; return what each returned or raised."""
-    barrier = threading.Barrier(len(calls))
-    results: list[Any] = []
-
-    def run(call: Callable[[], Any]) -> None:
-        with app.app_context():
-            barrier.wait(30)
-            try:
-                results.append(call())
-            except Exception as error:
-                results.append(error)
-
-    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    return results
 
 
 def key_of(redis: Redis, task: Task[Any]) -> str:

@@ -18,7 +18,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from email.message import EmailMessage
@@ -34,6 +34,7 @@ from conftest import SECRET_KEY, MakeApp
 from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 from redis import Redis, RedisError
+from task_support import EMAIL, PHONE, add, at_once, in_context, other
 
 import flask_taskflow
 from flask_taskflow import (
@@ -61,42 +62,6 @@ from flask_taskflow.errors import (
 from flask_taskflow.testing import Outbox, redis_server, travel
 
 PACKAGE = Path(flask_taskflow.__file__).parent
-EMAIL = "ann@example.com"
-PHONE = "+12025550110"
-
-
-def add(taskflow: TaskFlow, **changes: Any) -> Task[Any]:
-    given: dict[str, Any] = {
-        "allowed_methods": ("EMAIL", "SMS"),
-        "recipient": {"email": EMAIL, "phone_number": PHONE},
-        **changes,
-    }
-    return taskflow.add_task(given.pop("queue", "q"), given.pop("data", None), **given)
-
-
-def other(code: str, number: int = 1) -> str:
-    return str((int(code) + number) % 10 ** len(code)).zfill(len(code))
-
-
-def at_once(app: Flask, calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Run all calls together, each in a thread; return what each returned or raised, in order."""
-    barrier = threading.Barrier(len(calls))
-
-    def run(call: Callable[[], Any]) -> Any:
-        barrier.wait(30)
-        return in_context(app, call)
-
-    with ThreadPoolExecutor(len(calls)) as pool:
-        return list(pool.map(run, calls))
-
-
-def in_context(app: Flask, call: Callable[[], Any]) -> Any:
-    """Return what a call returned or raised."""
-    with app.app_context():
-        try:
-            return call()
-        except Exception as error:
-            return error
 
 
 def task_key(redis: Redis, task: Task[Any]) -> str:

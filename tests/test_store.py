@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any, cast
 
 import pytest
-from conftest import watch
+from conftest import MakeApp, watch
 from flask import Flask
 from redis import Redis, RedisError
+from task_support import EMAIL, add, other
 
 from flask_taskflow import BaseStrategy, OutboxStrategy, Status, Task, TaskFlow
 from flask_taskflow.errors import (
@@ -28,24 +29,7 @@ from flask_taskflow.errors import (
 )
 from flask_taskflow.testing import Outbox, redis_server, travel
 
-MakeApp = Callable[..., Flask]
 Call = Callable[[], Any]
-
-EMAIL = "ann@example.com"
-PHONE = "+12025550110"
-
-
-def add(taskflow: TaskFlow, **changes: Any) -> Task[Any]:
-    given: dict[str, Any] = {
-        "allowed_methods": ("EMAIL", "SMS"),
-        "recipient": {"email": EMAIL, "phone_number": PHONE},
-        **changes,
-    }
-    return taskflow.add_task(given.pop("queue", "q"), given.pop("data", None), **given)
-
-
-def other(code: str) -> str:
-    return str((int(code) + 1) % 10 ** len(code)).zfill(len(code))
 
 
 def dump(redis: Redis) -> dict[bytes, Any]:
