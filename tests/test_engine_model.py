@@ -15,15 +15,14 @@ from typing import Any
 import pytest
 from conftest import SECRET_KEY
 from flask import Flask
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
+from model_support import run_machine
 from redis import Redis, RedisError
 
 from flask_taskflow import Method, OutboxStrategy, Task, TaskFlow, TaskNotPending
@@ -80,8 +79,6 @@ class Line:
             self.put("delay", now + LEASE)
         return self.place == "dead"
 
-
-EVERYWHERE = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 with_claims = precondition(lambda machine: machine.claims)
 
@@ -421,16 +418,10 @@ def machine(server: str) -> type[Machine]:
 
 
 def test_engine_in_any_order_is_as_the_model_says(machine: type[Machine]) -> None:
-    """A short run, the same examples each time."""
-    chosen = settings(EVERYWHERE, max_examples=30, stateful_step_count=40, derandomize=True)
-
-    run_state_machine_as_test(machine, settings=chosen)
+    run_machine(machine, examples=30, steps=40, same=True)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
 def test_engine_in_any_order_for_long_is_as_the_model_says(machine: type[Machine]) -> None:
-    """A long run, other examples each time."""
-    chosen = settings(EVERYWHERE, max_examples=500, stateful_step_count=60, print_blob=True)
-
-    run_state_machine_as_test(machine, settings=chosen)
+    run_machine(machine, examples=500, steps=60, same=False)

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.ctx import AppContext
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -21,8 +20,8 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
+from model_support import run_machine
 from redis import Redis
 
 from flask_taskflow import BaseStrategy, Status, Task, TaskFlow, task_verified
@@ -133,8 +132,6 @@ class Post(BaseStrategy):
         if not delivered:
             raise OSError("the carrier is down")
 
-
-EVERYWHERE = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 with_tasks = precondition(lambda machine: machine.models)
 
@@ -520,16 +517,10 @@ def machine(server: str) -> type[Lifecycle]:
 
 
 def test_lifecycle_in_any_order_is_as_the_model_says(machine: type[Lifecycle]) -> None:
-    """A short run, the same examples each time."""
-    chosen = settings(EVERYWHERE, max_examples=60, stateful_step_count=40, derandomize=True)
-
-    run_state_machine_as_test(machine, settings=chosen)
+    run_machine(machine, examples=60, steps=40, same=True)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
 def test_lifecycle_in_any_order_for_long_is_as_the_model_says(machine: type[Lifecycle]) -> None:
-    """A long run, other examples each time."""
-    chosen = settings(EVERYWHERE, max_examples=500, stateful_step_count=50, print_blob=True)
-
-    run_state_machine_as_test(machine, settings=chosen)
+    run_machine(machine, examples=500, steps=50, same=False)
