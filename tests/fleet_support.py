@@ -234,6 +234,12 @@ class Proxy:
             each.close()
 
 
+def listeners(redis: Any) -> set[int]:
+    """Return the pids whose listener is connected."""
+    names = (client["name"] for client in redis.client_list())
+    return {int(name.split(":")[2]) for name in names if name.startswith("taskflow-listener:")}
+
+
 def port_of(pid: int) -> int:
     """Return the TCP port that a process listens on, from /proc."""
     inodes = set()

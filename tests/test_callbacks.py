@@ -22,6 +22,7 @@ from flask_taskflow import (
     current_delivery,
 )
 from flask_taskflow._callbacks import compute_backoff
+from flask_taskflow._deliveries import DeliveryStore
 from flask_taskflow.testing import Outbox, travel
 
 ADDRESS = "a@example.com"
@@ -56,6 +57,15 @@ def threaded(make_app: MakeApp, taskflow: TaskFlow) -> Iterator[Flask]:
 
 def keys_of(redis: Any, kind: str) -> list[bytes]:
     return list(redis.scan_iter(match=f"*:{kind}"))
+
+
+def never(task: Task[Any]) -> None:
+    raise AssertionError
+
+
+def store_of(taskflow: TaskFlow) -> DeliveryStore:
+    """Return the engine's steps, to be taken one by one."""
+    return taskflow._service().runtime.new_engine()._store
 
 
 def test_callback_that_succeeds_leaves_nothing(
@@ -274,9 +284,7 @@ def test_tampered_body_is_a_dead_letter_and_runs_nothing(
 def test_unreadable_meta_is_dropped_and_logged(
     make_app: MakeApp, taskflow: TaskFlow, verified: Callable[..., Task[Any]], redis: Any, caplog: Any
 ) -> None:
-    @taskflow.on_task_verified("q")
-    def work(task: Task[Any]) -> None:
-        raise AssertionError
+    taskflow.on_task_verified("q")(never)
 
     with make_app().app_context():
         task = verified()
@@ -292,9 +300,7 @@ def test_lost_lease_runs_again_then_waits_then_is_dead(
 ) -> None:
     dead: list[Any] = []
 
-    @taskflow.on_task_verified("q", name="work", max_attempts=1)
-    def work(task: Task[Any]) -> None:
-        raise AssertionError
+    taskflow.on_task_verified("q", name="work", max_attempts=1)(never)
 
     def on_dead(app: Flask, **details: Any) -> None:
         dead.append((details["task"].id, details["delivery"].attempt, str(details["error"])))
@@ -302,7 +308,7 @@ def test_lost_lease_runs_again_then_waits_then_is_dead(
     app = make_app(max_lost=2)
     with app.app_context(), callback_dead.connected_to(on_dead):
         task = verified()
-        store = taskflow._service().runtime.new_engine()._store
+        store = store_of(taskflow)
         lost = []
         for pause in (30.1, 30.1, 30.1, 30.1):
             lost += [
@@ -319,13 +325,11 @@ def test_lost_lease_runs_again_then_waits_then_is_dead(
 def test_reports_hold_only_for_the_newest_token(
     make_app: MakeApp, taskflow: TaskFlow, verified: Callable[..., Task[Any]]
 ) -> None:
-    @taskflow.on_task_verified("q", name="work")
-    def work(task: Task[Any]) -> None:
-        raise AssertionError
+    taskflow.on_task_verified("q", name="work")(never)
 
     with make_app().app_context():
         verified()
-        store = taskflow._service().runtime.new_engine()._store
+        store = store_of(taskflow)
         (first,) = store.claim("q", ["work"], 1).deliveries
         travel(31)
         (second,) = store.claim("q", ["work"], 1).deliveries
@@ -341,13 +345,11 @@ def test_reports_hold_only_for_the_newest_token(
 def test_late_ack_counts_while_nobody_has_claimed_again(
     make_app: MakeApp, taskflow: TaskFlow, verified: Callable[..., Task[Any]], redis: Any
 ) -> None:
-    @taskflow.on_task_verified("q", name="work")
-    def work(task: Task[Any]) -> None:
-        raise AssertionError
+    taskflow.on_task_verified("q", name="work")(never)
 
     with make_app().app_context():
         verified()
-        store = taskflow._service().runtime.new_engine()._store
+        store = store_of(taskflow)
         (item,) = store.claim("q", ["work"], 1).deliveries
         failed = store.fail(item, 60, "timed out")
         again = store.fail(item, 60, "timed out")
@@ -368,7 +370,7 @@ def test_released_delivery_runs_again_and_counts_nothing(
 
     with make_app().app_context():
         verified()
-        store = taskflow._service().runtime.new_engine()._store
+        store = store_of(taskflow)
         (item,) = store.claim("q", ["work"], 1).deliveries
         released = store.release(item)
         taskflow.run_due()
@@ -405,7 +407,7 @@ def test_more_due_than_one_call_may_move_keeps_the_order(
             redis.hset(body, identity, stored)
             redis.zadd(delay, {f"{number:016x}:{identity}": due})
         travel(6)
-        store = taskflow._service().runtime.new_engine()._store
+        store = store_of(taskflow)
         first, second = store.claim("q", ["work"], 16), store.claim("q", ["work"], 16)
 
     assert (first.again, first.deliveries) == (True, [])

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 from conftest import MakeApp
-from fleet_support import WITHIN, Fleet, Proxy, port_of, stopped, wait_until
+from fleet_support import WITHIN, Fleet, Proxy, listeners, port_of, stopped, wait_until
 from redis import Redis, RedisError
 
 from benchmarks.chaos import Server, own_server
@@ -72,12 +72,6 @@ def counts(fleet: Fleet, task: Task[Any]) -> tuple[int, int]:
         placed = fleet.app.extensions["taskflow"]._service().operations.find("fleet", "work", task.id)
     assert placed is not None
     return placed.failures, placed.lost
-
-
-def listeners(redis: Any) -> set[int]:
-    """Return the pids whose listener is connected."""
-    names = (client["name"] for client in redis.client_list())
-    return {int(name.split(":")[2]) for name in names if name.startswith("taskflow-listener:")}
 
 
 def nothing_is_left(redis: Any) -> bool:

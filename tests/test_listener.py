@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import MakeApp
 from flask import Flask, current_app
+from fleet_support import wait_until
 from redis import Redis
 
 from flask_taskflow import Task, TaskFlow, task_verified
 from flask_taskflow.testing import Outbox, travel
 
-MakeApp = Callable[..., Flask]
 Spawn = Callable[..., "Process"]
 
 CHANNEL = "taskflow:0:bell"
@@ -86,15 +87,6 @@ def verify_one(taskflow: TaskFlow, box: Outbox) -> str:
 def subscribers(redis: Redis) -> int:
     ((_, count),) = redis.pubsub_numsub(CHANNEL)
     return int(count)
-
-
-def wait_until(condition: Callable[[], bool], within: float = DEADLINE) -> float:
-    """Wait for a condition; return how long that took."""
-    began, tick = time.monotonic(), threading.Event()
-    while not condition():
-        assert time.monotonic() - began < within
-        tick.wait(0.005)
-    return time.monotonic() - began
 
 
 def own_threads() -> list[str]:

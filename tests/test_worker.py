@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from apps import fleet
 from docs_support import block
+from fleet_support import listeners, port_of
 
 from flask_taskflow import Task
 from flask_taskflow.testing import outbox
@@ -191,34 +192,33 @@ def test_priority_goes_before_age_when_both_wait(
     assert [next_event(redis, "callback")["task"] for _ in range(6)] == high + low
 
 
-def test_sigterm_lets_the_callback_finish_and_acks_it_once(
+@pytest.fixture
+def stopping(
     worker: Callable[..., subprocess.Popen[bytes]], verify: Callable[..., Task[Any]], redis: Any
-) -> None:
+) -> subprocess.Popen[bytes]:
+    """A worker that was told to end while it runs a callback."""
     process = worker()
     verify("wait")
     next_event(redis, "callback")
-
     process.send_signal(signal.SIGTERM)
     read_until(process, "Stopping")
+    return process
+
+
+def test_sigterm_lets_the_callback_finish_and_acks_it_once(
+    stopping: subprocess.Popen[bytes], redis: Any
+) -> None:
     redis.rpush("go", 1)
 
     assert next_event(redis, "done")
-    assert process.wait(WITHIN) == 0
+    assert stopping.wait(WITHIN) == 0
     assert list(redis.scan_iter(match="*:meta")) == []
 
 
-def test_second_sigterm_ends_the_worker_at_once(
-    worker: Callable[..., subprocess.Popen[bytes]], verify: Callable[..., Task[Any]], redis: Any
-) -> None:
-    process = worker()
-    verify("wait")
-    next_event(redis, "callback")
+def test_second_sigterm_ends_the_worker_at_once(stopping: subprocess.Popen[bytes]) -> None:
+    stopping.send_signal(signal.SIGTERM)
 
-    process.send_signal(signal.SIGTERM)
-    read_until(process, "Stopping")
-    process.send_signal(signal.SIGTERM)
-
-    assert process.wait(WITHIN) == 128 + signal.SIGTERM
+    assert stopping.wait(WITHIN) == 128 + signal.SIGTERM
 
 
 def test_stop_gives_up_after_the_drain_time(
@@ -239,12 +239,6 @@ def get(port: int, path: str) -> str:
         return str(response.read().decode())
 
 
-def listeners(redis: Any) -> set[int]:
-    """Return the pids whose listener is connected."""
-    names = (client["name"] for client in redis.client_list())
-    return {int(name.split(":")[2]) for name in names if name.startswith("taskflow-listener:")}
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -262,7 +256,7 @@ def test_each_gunicorn_worker_that_served_has_its_own_listener(
         "gunicorn", "-w", "2", "-b", "127.0.0.1:0", *options, "fleet:create_app()",
         until="Booting worker(?s:.*)Booting worker",
     )  # fmt: skip
-    port = _port_of(master.pid)
+    port = port_of(master.pid)
 
     pids: set[int] = set()
     deadline = time.monotonic() + WITHIN
@@ -283,20 +277,6 @@ def test_each_gunicorn_worker_that_served_has_its_own_listener(
         urllib.request.urlopen(request, timeout=WITHIN)
     caught.value.close()
     assert caught.value.code == 400
-
-
-def _port_of(pid: int) -> int:
-    """Return the TCP port that a process listens on, from /proc."""
-    inodes = set()
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        match = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(descriptor))
-        if match:
-            inodes.add(match[1])
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        parts = line.split()
-        if parts[3] == "0A" and parts[9] in inodes:
-            return int(parts[1].split(":")[1], 16)
-    raise AssertionError("it listens on no port")
 
 
 def test_one_off_command_starts_no_thread(start: Start) -> None:
