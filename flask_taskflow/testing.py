@@ -15,6 +15,8 @@ from typing import Any
 
 from flask import current_app
 from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from ._embedded import find_binary
 from ._extension import TaskFlow
@@ -140,7 +142,8 @@ def redis_server(*options: str, binary: str | None = None, port: bool = False) -
 
 def _wait_until_up(process: subprocess.Popen[bytes], path: Path, log: Path) -> None:
     deadline = time.monotonic() + _START_WITHIN
-    client = Redis(unix_socket_path=str(path))
+    # By default the client itself goes on trying for seconds, though the server may be gone for good.
+    client = Redis(unix_socket_path=str(path), retry=Retry(NoBackoff(), 0))
     try:
         while time.monotonic() < deadline and process.poll() is None:
             with suppress(RedisError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import tempfile
+import time
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,18 @@ def test_server_that_does_not_start_says_why() -> None:
 def test_server_that_ends_at_once_is_an_error() -> None:
     with pytest.raises(RuntimeError, match=r"/false.* did not come up"), redis_server(binary="/bin/false"):
         raise AssertionError("it came up")
+
+
+def test_server_that_ends_while_it_is_waited_for_is_told_at_once(tmp_path: Path) -> None:
+    binary = tmp_path / "server"
+    binary.write_text("#!/bin/sh\nsleep 0.1\necho no licence\n")
+    binary.chmod(0o700)
+
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="no licence"), redis_server(binary=str(binary)):
+        raise AssertionError("it came up")
+
+    assert time.monotonic() - began < 2
 
 
 def test_server_without_a_binary_names_it() -> None:
