@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from topologies import free_ports
@@ -80,6 +81,7 @@ def rows(page: str, heading: str) -> list[list[str]]:
     return [[cell.strip(" `") for cell in line.strip("|").split(" | ")] for line in table[1].splitlines()]
 
 
+@cache
 def claims() -> set[tuple[str, str]]:
     """Return the pages and names of blocks that the suite's tests call for."""
     found = set()

@@ -148,6 +148,7 @@ def steps(page: str) -> list[Block]:
     return [one for one in blocks(page) if one.is_for_the_reader]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if steps(page)])
 def test_page_shows_what_its_reader_gets(page: str, port_of_redis: str, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
@@ -463,6 +464,7 @@ def test_second_blueprint_is_for_who_logged_in(load: Load, bank: Any, eager: dic
     assert [nobody.status_code, resend.status_code, owner.status_code] == [401, 404, 200]
 
 
+@pytest.mark.slow
 def test_page_example_confirms_in_a_browser(
     load: Load, bank: Any, eager: dict[str, Any], browser: webdriver.Chrome, tmp_path: Path
 ) -> None:

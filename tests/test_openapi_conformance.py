@@ -69,7 +69,7 @@ def seeds(app: Flask, taskflow: TaskFlow, box: Outbox) -> list[tuple[str, str]]:
 def url(app: Flask, taskflow: TaskFlow) -> Iterator[str]:
     app.register_blueprint(taskflow.create_blueprint(routes=("verify", "resend", "openapi")), url_prefix="/t")
     server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=lambda: server.serve_forever(0.01))
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()

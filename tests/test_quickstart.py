@@ -114,6 +114,7 @@ def wait_for(browser: webdriver.Chrome, selector: str, text: str = "") -> Any:
     return WebDriverWait(browser, 15, poll_frequency=0.1).until(look, f"{selector} with {text!r}")
 
 
+@pytest.mark.slow
 def test_page_when_right_code_is_typed_shows_whole_story(browser: webdriver.Chrome, address: str) -> None:
     code = start_transfer(browser, address)
 
@@ -128,6 +129,7 @@ def test_page_when_right_code_is_typed_shows_whole_story(browser: webdriver.Chro
     assert told.index("callback-failed") < told.index("callback-succeeded")
 
 
+@pytest.mark.slow
 def test_page_when_code_is_wrong_or_resent_too_soon_says_so(browser: webdriver.Chrome, address: str) -> None:
     code = start_transfer(browser, address)
 
@@ -143,6 +145,7 @@ def test_page_when_code_is_wrong_or_resent_too_soon_says_so(browser: webdriver.C
     assert len(browser.find_elements(By.CSS_SELECTOR, "#inbox li")) == 1
 
 
+@pytest.mark.slow
 def test_page_of_a_transfer_does_not_serve_another_session(browser: webdriver.Chrome, address: str) -> None:
     code = start_transfer(browser, address)
     browser.delete_all_cookies()
