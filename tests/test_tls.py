@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,7 +126,7 @@ def problem_with(url: str) -> RedisError:
     """Return what a call raises; no password is in it or in what led to it."""
     with app_on(url) as taskflow, pytest.raises(RedisError) as caught:
         add(taskflow)
-    said = f"{caught.getrepr(chain=True)} {caught.value!r} {taskflow!r}"
+    said = f"{''.join(traceback.format_exception(caught.value))} {caught.value!r} {taskflow!r}"
     assert PASSWORD not in said
     assert QUOTED not in said
     return caught.value
