@@ -50,7 +50,7 @@ from flask_taskflow import (
     TaskNotPending,
     current_delivery,
 )
-from flask_taskflow._embedded import find_binary
+from flask_taskflow._redis.embedded import find_binary
 from flask_taskflow.testing import outbox
 
 QUEUE = "chaos"
@@ -75,11 +75,14 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
         self.url = f"unix://{self._socket}"
 
-    def start(self) -> None:
-        """Start it and return once it answers."""
+    def start(self, *options: str) -> None:
+        """Start it and return once it answers.
+
+        :param options: more of its command line, this time only.
+        """
         command = [str(find_binary()), "--port", "0", "--unixsocket", str(self._socket)]
         command += ["--dir", str(self._directory), "--save", "", "--appendonly", "yes"]
-        command += ["--auto-aof-rewrite-percentage", "0", *self._options]
+        command += ["--auto-aof-rewrite-percentage", "0", *self._options, *options]
         with (self._directory / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + _UP_WITHIN
@@ -480,7 +483,7 @@ def run(*, seconds: float, workers: int, deliveries: int, fsync: str, seed: int)
         runs = read_runs(directory)
         with producer.app.app_context():
             found, lost = audit(producer, runs, fleet.faults)
-        service = producer.taskflow._states[producer.app].service
+        service = producer.app.extensions["taskflow.state"].service
         if service is not None:
             service.client.close()
         log = (directory / "workers.log").read_text("utf-8", "replace")

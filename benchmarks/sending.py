@@ -5,8 +5,8 @@ Three things are measured in one process, on a real server:
 - ``add_task`` in the background, in interleaved rounds: with a mail server that takes the connection and is
   silent for a minute, with a provider that costs nothing, and in an app without threads, where nobody sends;
 - ``add_task`` inline with the silent mail server, against ``TASKFLOW_SEND_TIMEOUT``;
-- from the moment that a method is given up to the call of the next method's ``send``, with a mail server that
-  refuses connections and with one that is silent, many tasks at once.
+- from the moment that a method was refused for so long that the next one is tried to the call of that one's
+  ``send``, with a mail server that refuses connections and with one that is silent, many tasks at once.
 
 The exit status is 1 if ``add_task`` takes a tenth longer with the silent server than with the provider that
 costs nothing, if inline costs more than the timeout and a quarter of a second, or a fall-back takes a second.
@@ -42,15 +42,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sending", description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=1000, help="calls of add_task for each way")
     parser.add_argument("--fall-backs", type=int, default=40, help="tasks for each kind of dead server")
+    parser.add_argument("--slack", type=float, default=1, help="how many times later than usual is in time")
     parser.add_argument("--within", type=float, default=0.1, help="how much slower add_task may get, a share")
     arguments = parser.parse_args()
     logging.getLogger("flask_taskflow").addHandler(logging.NullHandler())
+    fall_backs = arguments.fall_backs, arguments.slack
     with redis_server() as url, silent_server() as silent:
         good = [
             background(url, silent, arguments.rounds, arguments.within),
-            inline(url, silent),
-            fall_back(url, "refuses", "smtp://127.0.0.1:9?starttls=no", arguments.fall_backs),
-            fall_back(url, "is silent", silent, arguments.fall_backs),
+            inline(url, silent, 0.25 * arguments.slack),
+            fall_back(url, "refuses", "smtp://127.0.0.1:9?starttls=no", *fall_backs),
+            fall_back(url, "is silent", silent, *fall_backs),
         ]
     return 0 if all(good) else 1
 
@@ -61,7 +63,7 @@ def background(url: str, silent: str, rounds: int, within: float) -> bool:
         ways = {
             "silent": stack.enter_context(running(url, "silent", SMTP_URL=silent, SEND_TIMEOUT=60)),
             "free": stack.enter_context(running(url, "free", strategy=Free())),
-            "nobody": stack.enter_context(running(url, "nobody", start=False)),
+            "nobody": stack.enter_context(running(url, "nobody", strategy=Free(), start=False)),
         }
         times: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(rounds):
@@ -75,27 +77,33 @@ def background(url: str, silent: str, rounds: int, within: float) -> bool:
     return against["free"] <= 1 + within
 
 
-def inline(url: str, silent: str, *, timeout: float = 1.0, rounds: int = 5) -> bool:
+def inline(url: str, silent: str, late: float, *, timeout: float = 1.0, rounds: int = 5) -> bool:
     """Compare ``add_task`` with a silent provider with the timeout."""
     with running(url, "inline", SMTP_URL=silent, SEND="inline", SEND_TIMEOUT=timeout, start=False) as add:
         taken = [timed(add) for _ in range(rounds)]
     print(f"add_task inline, silent, timeout {timeout:g} s: at most {max(taken):.3f} s, {rounds} rounds")
-    return max(taken) <= timeout + 0.25
+    return max(taken) <= timeout + late
 
 
-def fall_back(url: str, what: str, smtp: str, count: int) -> bool:
-    """Measure how soon after e-mail is given up a text message is sent."""
-    given_up, sent = Moments("send_given_up"), Stopwatch()
-    settings: dict[str, Any] = {"SMTP_URL": smtp, "SEND_TIMEOUT": 0.5, "SEND_BACKOFF": 0.05}
-    with running(url, "fall-back", second=sent, **settings) as add, given_up:
+def fall_back(url: str, what: str, smtp: str, count: int, late: float) -> bool:
+    """Measure how soon after e-mail was refused for too long a text message is sent."""
+    decided, sent = Moments("send_fallback"), Stopwatch()
+    settings: dict[str, Any] = {
+        "SMTP_URL": smtp,
+        "SEND_TIMEOUT": 0.5,
+        "SEND_BACKOFF": 0.05,
+        "SEND_FALLBACK": 0.1,
+    }
+    with running(url, "fall-back", second=sent, **settings) as add, decided:
         tasks = [add() for _ in range(count)]
         deadline = time.monotonic() + _WITHIN
-        while not sent.at.keys() >= set(tasks) and time.monotonic() < deadline:
+        # The log may tell of it after the other thread has sent.
+        while not sent.at.keys() & decided.at.keys() >= set(tasks) and time.monotonic() < deadline:
             sent.rung.wait(0.1)
             sent.rung.clear()
-    taken = [sent.at[task] - given_up.at[task] for task in tasks if task in sent.at]
+    taken = [sent.at[task] - decided.at[task] for task in tasks if task in sent.at and task in decided.at]
     print(f"fall-back when the server {what}: {len(taken)} of {count}, at most {max(taken) * 1000:.1f} ms")
-    return len(taken) == count and max(taken) < 1
+    return len(taken) == count and max(taken) < late
 
 
 class Free(BaseStrategy):

@@ -1,23 +1,30 @@
 """One-time codes for actions that must wait for them, for Flask."""
 
-from ._callbacks import Delivery, Reject, Retry, current_delivery
-from ._email import EmailStrategy
+from ._course import CallbackOutcome, CourseEntry, Event, Outcome
+from ._delivery.attempts import Delivery, current_delivery
+from ._delivery.timing import every
 from ._extension import TaskFlow
-from ._smart_otp import SigningStrategy, SmartOTPStrategy, sign_transaction
-from ._sms import SMSStrategy
-from ._task import Method, Recipient, Status, Task
-from ._transaction import transaction_challenge
+from ._tasks import Method, Recipient, Status, Task
 from .errors import (
     CodeExpired,
+    CodeRepeated,
     ConfigError,
     InvalidCode,
     InvalidTask,
+    KeyMissing,
+    KeyReused,
     MethodNotAllowed,
+    NotHolder,
     OTPRejected,
+    OutcomeUnknown,
+    RecipientBlocked,
+    Reject,
     ResendTooSoon,
+    Retry,
     SendFailed,
     SendLimitReached,
     StrategyFailed,
+    TargetNotFound,
     TaskExpired,
     TaskFlowError,
     TaskLocked,
@@ -33,26 +40,43 @@ from .signals import (
     otp_rejected,
     otp_sent,
     recipient_updated,
+    schedule_dead,
     task_added,
+    task_ended,
+    task_expiring,
     task_failed,
     task_verified,
 )
 from .strategies import BaseStrategy, ConsoleStrategy, OutboxStrategy
+from .strategies._challenge import transaction_challenge
+from .strategies._device import SigningStrategy, SmartOTPStrategy, sign_transaction
+from .strategies._email import EmailStrategy
+from .strategies._sms import SMSStrategy
 
 __all__ = [
     "BaseStrategy",
+    "CallbackOutcome",
     "CodeExpired",
+    "CodeRepeated",
     "ConfigError",
     "ConsoleStrategy",
+    "CourseEntry",
     "Delivery",
     "EmailStrategy",
+    "Event",
     "InvalidCode",
     "InvalidTask",
+    "KeyMissing",
+    "KeyReused",
     "Method",
     "MethodNotAllowed",
+    "NotHolder",
     "OTPRejected",
     "OutboxStrategy",
+    "Outcome",
+    "OutcomeUnknown",
     "Recipient",
+    "RecipientBlocked",
     "Reject",
     "ResendTooSoon",
     "Retry",
@@ -63,6 +87,7 @@ __all__ = [
     "SmartOTPStrategy",
     "Status",
     "StrategyFailed",
+    "TargetNotFound",
     "Task",
     "TaskExpired",
     "TaskFlow",
@@ -76,11 +101,15 @@ __all__ = [
     "callback_failed",
     "callback_succeeded",
     "current_delivery",
+    "every",
     "otp_rejected",
     "otp_sent",
     "recipient_updated",
+    "schedule_dead",
     "sign_transaction",
     "task_added",
+    "task_ended",
+    "task_expiring",
     "task_failed",
     "task_verified",
     "transaction_challenge",

@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 from typing import Any, TypeVar, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
-from flask import Blueprint, Flask, current_app, has_app_context, request_started
+from flask import Blueprint, Flask, Response, request_started
 
-from ._callbacks import Callback
-from ._config import Config, read_secrets
-from ._otp import OTP, Keyring
-from ._service import Service
-from ._task import Recipient, Task, check_method
-from .blueprint import make_blueprint
+from ._checks import TTL_MAX, check_method, check_methods, check_name, check_seconds
+from ._config.config import Config, current_config, read_secrets
+from ._decorators import Decorators
+from ._delivery.callbacks import Callback, add_callback
+from ._http.health import Health, look
+from ._keyring import Backstop, Keyring
+from ._operator.cli import taskflow_cli
+from ._operator.operations import Operations
+from ._service import AppState, start_at_request
+from ._tasks import Recipient, Task
 from .errors import ConfigError, InvalidTask
-from .strategies import BaseStrategy, Channel
+from .strategies import BaseStrategy, Channel, Channels
 
 StrategyT = TypeVar("StrategyT", bound=BaseStrategy | type[BaseStrategy])
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
-@dataclass(slots=True)
-class _State:
-    """What one app owns of an extension."""
-
-    config: Config
-    keyring: Keyring
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    service: Service | None = None
-
-
-class TaskFlow:
+class TaskFlow(Decorators):
     """Tasks that wait for a one-time code.
 
     :param app: calls :meth:`init_app` with it.
@@ -46,32 +38,36 @@ class TaskFlow:
 
     def __init__(self, app: Flask | None = None, *, redis: object = None) -> None:
         self._redis = redis
-        self._states: WeakKeyDictionary[Flask, _State] = WeakKeyDictionary()
-        self._channels: dict[str, Channel] = {}
+        self._channels = Channels()
         self._callbacks: dict[str, dict[str, Callback]] = {}
+        self._apps: WeakSet[Flask] = WeakSet()
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
         """Read the app's configuration and register the extension; opens no connection.
 
-        :raises ConfigError: for a bad configuration.
+        :raises ConfigError: for a bad configuration, or one that a registered strategy cannot send with.
         :raises RuntimeError: if the app has a TaskFlow already.
         """
-        # Here, since the commands import the extension.
-        from ._cli import taskflow_cli
-
         if "taskflow" in app.extensions:
             raise RuntimeError("this app has a TaskFlow already: call init_app() once for each app")
         config = Config.read(app.config)
+        config.check_for(app)
         keys, problem = read_secrets(app.config, lenient=app.debug or app.testing)
         if problem:
             warnings.warn(problem, stacklevel=2)
-        self._states[app] = _State(config, Keyring(keys))
+        backstop = Backstop(most=config.otp_max_attempts, memory=config.otp_ttl)
+        keyring = Keyring(keys, names=config.keys or (), backstop=backstop)
+        config.keep(app)
+        keyring.keep(app)
+        _check_settings(app, self._channels.values())
+        AppState(config, keyring, self._redis, self._channels, self._callbacks).keep(app)
         app.extensions["taskflow"] = self
         # The entry point is not known to app.test_cli_runner().
         app.cli.add_command(taskflow_cli)
-        request_started.connect(self._start_at_request, app)
+        self._apps.add(app)
+        request_started.connect(start_at_request, app)
 
     def register_strategy(self, method: str) -> Callable[[StrategyT], StrategyT]:
         """Register a strategy, a class (made without arguments) or an instance, for a method.
@@ -79,7 +75,7 @@ class TaskFlow:
         Works before and after ``init_app``, for all its apps; registering a method again replaces it.
 
         :param method: a :class:`~flask_taskflow.Method` or a name of the app's own.
-        :raises ConfigError: if the strategy cannot be used.
+        :raises ConfigError: if the strategy cannot be used, or not with the settings of an app.
         """
         try:
             name = check_method(method)
@@ -88,7 +84,10 @@ class TaskFlow:
 
         def register(strategy: StrategyT) -> StrategyT:
             instance = strategy() if isinstance(strategy, type) else strategy
-            self._channels[name] = Channel(name, instance)
+            channel = Channel(name, instance)
+            for app in list(self._apps):
+                _check_settings(app, [channel])
+            self._channels[name] = channel
             return strategy
 
         return register
@@ -101,14 +100,20 @@ class TaskFlow:
         max_attempts: int = 3,
         backoff_strategy: str = "fixed",
         backoff_time: float | timedelta = 1.0,
+        aliases: Iterable[str] = (),
+        max_running: int | None = None,
     ) -> Callable[[FunctionT], FunctionT]:
         """Register a callback: run it, in one process of the fleet, for each verified task of a queue.
 
         :param queue: whose tasks.
-        :param name: the same in every release; default the function's ``__qualname__``.
+        :param name: the same in every release; default the queue's own name, whatever the function is called.
+            Two callbacks of one queue need a name each.
         :param max_attempts: failures until the delivery is a dead letter.
         :param backoff_strategy: ``fixed``, ``linear`` or ``exponential``.
         :param backoff_time: seconds, the base of the backoff.
+        :param aliases: names that it had in earlier releases. A verified task is delivered once, whichever
+            release stores or runs it.
+        :param max_running: how many of its attempts may run at once in the fleet; the others wait.
         :raises ConfigError: for a bad argument, or a name that the queue has already.
         """
         if callable(queue):
@@ -116,142 +121,116 @@ class TaskFlow:
         if isinstance(backoff_time, timedelta):
             backoff_time = backoff_time.total_seconds()
 
+        if isinstance(aliases, str) or not isinstance(aliases, Iterable):
+            raise ConfigError("aliases must be a list of names")
+
         def register(function: FunctionT) -> FunctionT:
-            chosen = getattr(function, "__qualname__", "").replace("<locals>.", "") if name is None else name
-            callback = Callback(queue, chosen, function, max_attempts, backoff_strategy, backoff_time)
-            known = self._callbacks.setdefault(queue, {})
-            if chosen in known:
-                raise ConfigError(f"queue {queue} has a callback {chosen} already: set name=...")
-            known[chosen] = callback
+            chosen = queue if name is None else name
+            callback = Callback(
+                queue, chosen, function, max_attempts, backoff_strategy, backoff_time,
+                tuple(aliases), max_running,
+            )  # fmt: skip
+            add_callback(self._callbacks.setdefault(queue, {}), callback)
             return function
 
         return register
 
-    def add_task(
+    def requires_confirmation(
         self,
         queue: str,
-        data: Any = None,
         *,
-        allowed_methods: Iterable[str],
-        recipient: Recipient | Mapping[str, str | None],
-        summary: str | None = None,
-        priority: int = 0,
-        ttl: float | timedelta | None = None,
-        timeout: float | timedelta | None = None,
-        send_via: Iterable[str] | None = None,
-        locale: str | None = None,
-    ) -> Task[Any]:
-        """Store a task and send a code for it.
+        recipient: Callable[[], Recipient | Mapping[str, str | None]],
+        summary: Callable[[], str | None] | None = None,
+        owner: Callable[[], str] | None = None,
+        allowed_methods: Iterable[str] | None = None,
+        fresh: float | timedelta | None = None,
+    ) -> Callable[[FunctionT], FunctionT]:
+        """Let a view wait for a code: it runs once, with the request as it was confirmed.
 
-        :param queue: ``[A-Za-z0-9_.-]{1,64}``; callbacks are registered for it.
-        :param data: any JSON value, for the app.
-        :param allowed_methods: the methods by which it may be confirmed; each needs a strategy.
-        :param recipient: the addresses, each optional; at least one allowed method needs its own.
-        :param summary: one line saying what is being confirmed.
-        :param priority: within ±2^31, callbacks of higher ones run first.
-        :param ttl: seconds to live, default ``TASKFLOW_TASK_TTL``.
-        :param timeout: seconds for one attempt of a callback, default ``TASKFLOW_JOB_TIMEOUT``.
-        :param send_via: the methods to send by now; default the first one that has its address.
-        :param locale: the language of its messages, as ``vi``; default that of the request, by Flask-Babel.
-        :raises InvalidTask: for an unusable argument; nothing was stored or sent.
-        :raises SendLimitReached: if a recipient had enough; nothing was stored or sent.
-        :raises SendFailed: if a strategy raised; the task exists.
-        :raises redis.RedisError: if Redis did not answer; the task may exist, unsent.
+        A browser is led to the page, which the app has to serve, and from there back. A client gets a 202
+        with links, and sends the same request again with the header ``Taskflow-Task``.
+
+        :param queue: whose tasks these are.
+        :param recipient: called in the request: whom to send the code.
+        :param summary: called in the request: one line saying what is being confirmed.
+        :param owner: called in the request: who asks; default Flask-Login's user, else the session.
+        :param allowed_methods: default all methods that have an address in ``recipient``.
+        :param fresh: seconds for which a code serves further requests of the same owner, queue and browser.
+        :raises InvalidTask: for a bad argument.
         """
-        return self._service().add_task(
-            queue,
-            data,
-            allowed_methods=allowed_methods,
+        from ._http.gate import Gate
+
+        methods = None if allowed_methods is None else check_methods(allowed_methods, "allowed_methods")
+        gate = Gate(
+            queue=check_name(queue, "queue"),
             recipient=recipient,
             summary=summary,
-            priority=priority,
-            ttl=ttl,
-            timeout=timeout,
-            send_via=send_via,
-            locale=locale,
+            owner=owner,
+            allowed_methods=methods,
+            fresh=None if fresh is None else check_seconds(fresh, "fresh", maximum=TTL_MAX),
         )
+        return cast(Callable[[FunctionT], FunctionT], gate.guard)
 
-    def verify(self, task_id: str, method: str, otp: str) -> Task[Any]:
-        """Consume a code: the task becomes ``SUCCESS`` once, and its callbacks are stored to run.
+    def hold(self, response: Response, task: Task[Any]) -> None:
+        """Let the browser that gets a response hold a task, by a cookie that the routes read.
 
-        :param task_id: the task.
-        :param method: how the code was sent.
-        :param otp: what was typed; spaces, hyphens and digits of other scripts are understood.
-        :raises InvalidCode: if it cannot be a code; no attempt was used.
-        :raises OTPRejected: if it was not accepted; the subclass says why.
-        :raises redis.RedisError: if Redis did not answer; the code may have been consumed.
+        No script of a page can read it, and no other site can have it sent. It lives as long as the task. A
+        browser takes it over HTTPS only; while the app is in debug or ``TESTING``, over plain HTTP as well.
+
+        :param response: what the view returns.
+        :param task: what ``add_task(holder=True)`` returned.
+        :raises ConfigError: if the task carries no ``holder``.
         """
-        if isinstance(otp, str):
-            # A traceback that shows locals shows this frame's, too.
-            otp = OTP(otp)
-        return self._service().verify(task_id, method, otp)
+        # Here, as below: marshmallow is a tenth of the time that this package takes to import.
+        from ._http.schemas import hold
 
-    def resend_otp(self, task_id: str, method: str) -> Task[Any]:
-        """Send a code again: the same one while it lasts a minute more, else a new one.
+        hold(response, task)
 
-        :param task_id: a pending task.
-        :param method: one of its methods.
-        :raises OTPRejected: if the task takes no code by this method.
-        :raises ResendTooSoon: during the cooldown.
-        :raises SendLimitReached: if the task or the recipient had enough.
-        :raises SendFailed: if the strategy raised; a resend may follow at once.
-        :raises redis.RedisError: if Redis did not answer.
+    def to_page(self, task: Task[Any]) -> Response:
+        """Return the answer, a 303, that leads a browser to the page of a task and lets it hold the task.
+
+        :param task: what ``add_task(holder=True)`` returned.
+        :raises ConfigError: if the app serves no page, or the task carries no ``holder``.
         """
-        return self._service().resend(task_id, method).task
+        from ._http.page import to_page
 
-    def update_recipient(self, task_id: str, recipient: Recipient | Mapping[str, str | None]) -> Task[Any]:
-        """Change addresses of a pending task: codes sent to the old ones die, new ones go out.
-
-        :param task_id: a pending task.
-        :param recipient: the addresses that change; the others stay.
-        :raises InvalidTask: for an unusable recipient.
-        :raises OTPRejected: if the task is not pending.
-        :raises SendLimitReached: if the task or a recipient had enough; nothing was changed.
-        :raises SendFailed: if a strategy raised; the addresses are changed.
-        :raises redis.RedisError: if Redis did not answer.
-        """
-        return self._service().update_recipient(task_id, recipient)
-
-    def get_task(self, task_id: str) -> Task[Any]:
-        """Return a task.
-
-        :raises TaskNotFound: if there is none, or it was forgotten.
-        :raises TaskTampered: if it was changed in Redis from outside.
-        :raises redis.RedisError: if Redis did not answer.
-        """
-        return self._service().get_task(task_id)
-
-    def cancel_task(self, task_id: str) -> Task[Any]:
-        """End a pending task; its codes are worth nothing any more.
-
-        :raises OTPRejected: if it is not pending.
-        :raises redis.RedisError: if Redis did not answer.
-        """
-        return self._service().cancel_task(task_id)
+        return to_page(task)
 
     def start(self) -> None:
         """Start this process's threads; return once they listen, or after a second. Idempotent.
 
         Does nothing under ``TASKFLOW_EAGER``.
         """
-        service = self._service()
-        if not service.config.eager:
-            service.runtime.start()
+        self._service().start()
 
-    def stop(self, timeout: float | None = None) -> None:
+    def stop(self, timeout: float | timedelta | None = None) -> None:
         """Stop this process's threads. Idempotent.
 
         :param timeout: seconds to wait for callbacks that run, default ``TASKFLOW_DRAIN``.
+        :raises InvalidTask: if that is no time.
         """
-        service = self._service()
-        service.runtime.stop(service.config.drain if timeout is None else timeout)
+        self._service().stop(timeout)
 
-    def run_due(self) -> int:
-        """Run the sends and callbacks that are due in this thread; return how many attempts ran. For tests.
+    def register_error_handlers(self, target: Flask | Blueprint) -> None:
+        """Let the views of an app, or of a blueprint of its own, answer the errors of this package.
 
-        :raises redis.RedisError: if Redis did not answer.
+        ``429`` and ``503`` have ``Retry-After``; bodies are those of the routes. A :exc:`ConfigError` stays a
+        ``500``.
+
+        :param target: whose views. ``redis.RedisError`` is answered as well, whoever raised it there.
         """
-        return self._service().runtime.run_due()
+        from ._http.problems import register_error_handlers
+
+        register_error_handlers(target)
+
+    def health(self) -> Health:
+        """Return whether this process can do its work: Redis answers, it listens, nothing waits for long."""
+        return look(self._service())
+
+    @property
+    def operations(self) -> Operations:
+        """What an operator does to the fleet of the current app."""
+        return Operations(self._service())
 
     @cached_property
     def blueprint(self) -> Blueprint:
@@ -264,32 +243,59 @@ class TaskFlow:
         name: str = "taskflow",
         routes: Iterable[str] = ("verify", "resend"),
         decorators: Iterable[Callable[..., Any]] = (),
+        frank: bool = False,
+        openapi: Mapping[str, Any] | None = None,
+        owner: Callable[[], str | None] | None = None,
     ) -> Blueprint:
         """Return a new blueprint.
 
         :param name: its name, for ``url_for``.
-        :param routes: which routes it has.
+        :param routes: which routes it has: ``verify``, ``resend``, ``openapi``, ``health``, ``metrics``; and,
+            for tasks that a guard of yours protects, ``status``, ``cancel`` and ``reject``.
         :param decorators: wrapped around each view, the first one innermost.
-        :raises ConfigError: for an unknown route.
+        :param frank: whether refusals say why. Only for tasks that a guard protects: it tells who knows an id
+            what became of the task.
+        :param openapi: what the OpenAPI document says besides, in its own words: ``info``, ``security``,
+            ``components`` and so on.
+        :param owner: returns who asks, as ``add_task(owner=...)`` names people, or ``None``: other people's
+            tasks are a ``404``, as those that are not there.
+        :raises ConfigError: for an unknown route, and for a frank one without a guard.
         """
-        return make_blueprint(self, name=name, routes=routes, decorators=decorators)
+        from ._http.blueprint import make_blueprint
 
-    def _service(self) -> Service:
-        if not has_app_context():
-            raise RuntimeError(
-                "Flask-TaskFlow works inside an app context: wrap the call in `with app.app_context():`"
-            )
-        app = cast(Any, current_app)._get_current_object()
-        state = self._states.get(app)
-        if state is None:
-            raise RuntimeError("this TaskFlow does not know the app: call taskflow.init_app(app) first")
-        if state.service is None:
-            with state.lock:
-                state.service = state.service or Service(
-                    app, state.config, state.keyring, self._redis, self._channels, self._callbacks
-                )
-        return state.service
+        return make_blueprint(
+            name=name, routes=routes, decorators=decorators, frank=frank, openapi=openapi or {}, owner=owner
+        )
 
-    def _start_at_request(self, app: Flask, **_: Any) -> None:
-        with app.app_context():
-            self._service().start_lazily()
+    def create_dashboard(
+        self, *, access: Callable[[Any], Any] | None = None, name: str = "taskflow_dashboard"
+    ) -> Blueprint:
+        """Return a blueprint with pages for operators: what the fleet does, and what can be done about it.
+
+        :param access: takes each request; answers ``"none"``, ``"read"``, ``"operate"``, or a name for the
+            audit log and one of these. It may also ``abort``, as with an answer that leads to a log-in.
+        :param name: its name, for ``url_for``.
+        :raises ConfigError: without ``access``: nobody is let in by default.
+        """
+        from ._operator.dashboard.blueprint import make_dashboard
+
+        return make_dashboard(access=access, name=name)
+
+    def merge_into(self, spec: Any) -> None:
+        """Add the routes of this package that the current app serves to an OpenAPI document of the app's.
+
+        :param spec: a dictionary, or an ``apispec.APISpec``.
+        :raises ConfigError: without the extra ``[openapi]``, or if the document has one of these paths or
+            another schema of the same name.
+        """
+        from ._http.openapi import merge_into
+
+        merge_into(spec)
+
+
+def _check_settings(app: Flask, channels: Iterable[Channel]) -> None:
+    """Let strategies refuse an app's settings, unless an outbox takes their place."""
+    with app.app_context():
+        if not app.testing and current_config().outbox_file is None:
+            for channel in channels:
+                channel.strategy.check_settings()

@@ -1,21 +1,24 @@
-"""Every error that the extension raises on purpose, under one root."""
+"""Every error that the extension raises on purpose, and what an app raises to say how an attempt ended."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from datetime import timedelta
+from typing import Any, ClassVar
 
-if TYPE_CHECKING:
-    from ._task import Task
+from ._tasks import Task
 
 
 class TaskFlowError(Exception):
     """The root of every error of this package.
 
     ``code`` is a stable machine-readable word; ``http_status`` the status that the blueprint answers.
+    ``attempts_left`` and ``resend_after``, seconds, are ``None`` where they were not counted.
     """
 
     code: ClassVar[str] = "error"
     http_status: ClassVar[int] = 500
+    attempts_left: int | None = None
+    resend_after: float | None = None
 
 
 class ConfigError(TaskFlowError):
@@ -29,6 +32,13 @@ class InvalidTask(TaskFlowError, ValueError):
 
     code = "invalid_task"
     http_status = 422
+
+
+class KeyReused(TaskFlowError):
+    """A task was added with this ``key`` before, and with other arguments: nothing was stored or sent."""
+
+    code = "key_reused"
+    http_status = 409
 
 
 class InvalidCode(TaskFlowError, ValueError):
@@ -45,19 +55,45 @@ class TaskTampered(TaskFlowError):
     http_status = 503
 
 
+class KeyMissing(TaskFlowError):
+    """Another process made this with a secret key that this one lacks: it is left alone, not tampered with.
+
+    :param message: what happened, in a sentence.
+    :param fingerprint: what names the key, as ``flask taskflow doctor`` shows it.
+    """
+
+    code = "key_missing"
+    http_status = 503
+
+    def __init__(self, message: str, *, fingerprint: str = "") -> None:
+        super().__init__(message)
+        self.fingerprint = fingerprint
+
+
+class TargetNotFound(TaskFlowError):
+    """There is no such queue, callback or dead letter; the message says what there is."""
+
+    code = "target_not_found"
+    http_status = 404
+
+
 class OTPRejected(TaskFlowError):
     """The code was not accepted; the subclass says why, an HTTP answer must not.
 
     :param message: what happened, in a sentence.
     :param attempts_left: wrong codes that the task still bears, where that was counted.
+    :param resend_after: seconds until another code can be asked for by the same method, likewise.
     """
 
     code = "otp_rejected"
     http_status = 400
 
-    def __init__(self, message: str, *, attempts_left: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, attempts_left: int | None = None, resend_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.attempts_left = attempts_left
+        self.resend_after = resend_after
 
 
 class TaskNotFound(OTPRejected):
@@ -84,6 +120,12 @@ class MethodNotAllowed(OTPRejected):
     code = "method_not_allowed"
 
 
+class NotHolder(OTPRejected):
+    """The task was added with ``holder=True``, and who asks did not bring its holder; no attempt was used."""
+
+    code = "not_holder"
+
+
 class TaskExpired(OTPRejected):
     """The task's life is over."""
 
@@ -94,6 +136,12 @@ class TaskLocked(OTPRejected):
     """Too many wrong codes: the task is over."""
 
     code = "task_locked"
+
+
+class RecipientBlocked(OTPRejected):
+    """Too many wrong codes for this address or device, over all tasks: none is compared now."""
+
+    code = "recipient_blocked"
 
 
 class TaskNotPending(OTPRejected):
@@ -109,6 +157,22 @@ class TaskNotPending(OTPRejected):
         self.status = status
 
 
+class CodeRepeated(TaskNotPending):
+    """The code that ended the task came again, by the same method and within a minute; nothing was done.
+
+    The routes answer it as they answered the first time, since a form may be submitted twice. A call of
+    ``verify`` or ``reject_task`` must not: what follows it would be done twice.
+
+    :param task: the task, as it was verified or rejected.
+    """
+
+    code = "code_repeated"
+
+    def __init__(self, message: str, *, task: Task[Any] | None = None) -> None:
+        super().__init__(message, status=task.status if task else "")
+        self.task = task
+
+
 class _Limited(TaskFlowError):
     """A send was refused for now.
 
@@ -120,7 +184,7 @@ class _Limited(TaskFlowError):
 
     def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
         super().__init__(message)
-        self.retry_after = retry_after
+        self.retry_after = self.resend_after = retry_after
 
 
 class ResendTooSoon(_Limited):
@@ -148,12 +212,62 @@ class SendFailed(TaskFlowError):
     :param message: what happened, in a sentence.
     :param task: the task, stored and pending.
     :param methods: the methods whose send failed.
+    :param final: whether each of them refused for good, so that to try the same again is no use.
     """
 
     code = "send_failed"
     http_status = 503
+    resend_after = 0.0
 
-    def __init__(self, message: str, *, task: Task[Any] | None = None, methods: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        task: Task[Any] | None = None,
+        methods: tuple[str, ...] = (),
+        final: bool = False,
+    ) -> None:
         super().__init__(message)
         self.task = task
         self.methods = methods
+        self.final = final
+
+
+class Retry(Exception):
+    """Raise it in a callback, or in a strategy's ``send``, to try again; the attempt counts.
+
+    :param message: why, for the log and the operator. Of ``send`` it is told unless the code or an address
+        stands in it.
+    :param after: seconds until then, instead of the backoff.
+    """
+
+    def __init__(self, message: str = "retry", *, after: float | timedelta | None = None) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+class Reject(Exception):
+    """Raise it in a callback or in a strategy's ``send`` if another try is no use.
+
+    A callback's delivery becomes a dead letter at once; a code is sent by the task's next method.
+
+    :param reason: why, for the log and the operator. Of ``send`` it is told unless the code or an address
+        stands in it.
+    """
+
+    def __init__(self, reason: str = "rejected") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class OutcomeUnknown(Exception):
+    """Raise it in a strategy's ``send`` if the message may have been taken, and no answer tells.
+
+    The code stays valid, since it may arrive; it is not sent again by itself (RFC 1047; RFC 5321,
+    4.5.3.2.6).
+
+    :param message: why, for the log. It is told unless the code or an address stands in it.
+    """
+
+    def __init__(self, message: str = "the outcome is not known") -> None:
+        super().__init__(message)

@@ -1,20 +1,25 @@
 """The Blinker signals of the extension; the sender is always the Flask app.
 
-Receivers run inside the app context. Each one is isolated: one that raises is logged and silences no
-other. No signal carries a code.
+Each receiver is isolated: one that raises is logged and silences no other. Receivers of what happens in a
+call of the service run in the caller's app context; those of what background threads do run in an app context
+of their own each. No signal carries a code.
 """
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from blinker import NamedSignal, Namespace
 
+from ._interrupts import is_interrupt
+from ._log import get_logger
+
 if TYPE_CHECKING:
     from flask import Flask
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _signals = Namespace()
 
@@ -24,11 +29,17 @@ task_added = _signals.signal("task-added")
 otp_sent = _signals.signal("otp-sent")
 #: ``(app, *, task)``: the task is ``FAILED``: its code could not be sent, and no other method was left.
 task_failed = _signals.signal("task-failed")
+#: ``(app, *, task)``: the task ended without success, as its ``status`` says.
+task_ended = _signals.signal("task-ended")
+#: ``(app, *, task, left)``: a pending task of ``add_task(remind=...)`` ends in ``left`` seconds; fires in one
+#: process that has receivers, at least once.
+task_expiring = _signals.signal("task-expiring")
 #: ``(app, *, task_id, method, cause)``: a code was refused; ``cause`` is the error's ``code``.
 otp_rejected = _signals.signal("otp-rejected")
 #: ``(app, *, task, old, new)``: addresses changed; ``old`` and ``new`` map fields to masked addresses.
 recipient_updated = _signals.signal("recipient-updated")
-#: ``(app, *, task)``: a task was verified; fires once in every process that listens.
+#: ``(app, *, task)``: a task was verified; fires once in every process that listens. With ``bridged=True``
+#: another service says so, and nothing proves it: see ``TASKFLOW_BRIDGE_CHANNEL``.
 task_verified = _signals.signal("task-verified")
 #: ``(app, *, task, callback, delivery, error=None)``: a callback returned and its delivery is done.
 callback_succeeded = _signals.signal("callback-succeeded")
@@ -36,17 +47,48 @@ callback_succeeded = _signals.signal("callback-succeeded")
 callback_failed = _signals.signal("callback-failed")
 #: ``(app, *, task, callback, delivery, error)``: a delivery was given up and is a dead letter.
 callback_dead = _signals.signal("callback-dead")
+#: ``(app, *, schedule, tick, delivery, error)``: a run of a schedule was given up and is a dead letter.
+schedule_dead = _signals.signal("schedule-dead")
 
 
 def emit(signal: NamedSignal, app: Flask, **arguments: Any) -> None:
-    """Call every receiver that listens to an app, each on its own.
+    """Call every receiver that listens to an app, each on its own, in the caller's context.
+
+    Coroutine functions run by the app's ``ensure_sync``, as Flask's own receivers do.
 
     :param signal: one of this module's signals.
     :param app: the sender.
     :param arguments: passed to the receivers by keyword.
     """
-    for receiver in signal.receivers_for(app):
-        try:
-            receiver(app, **arguments)
-        except Exception:
-            logger.exception("A receiver of the signal %s raised.", signal.name)
+    for receiver in _receivers(signal, app):
+        _call(signal, receiver, app, arguments)
+
+
+def emit_apart(signal: NamedSignal, app: Flask, **arguments: Any) -> None:
+    """Call every receiver as :func:`emit` does, but each in an app context of its own.
+
+    What one of them leaves undone, as in a session of a database, is then no other's to commit.
+    """
+    for receiver in _receivers(signal, app):
+        _call(signal, receiver, app, arguments, context=app.app_context())
+
+
+def _receivers(signal: NamedSignal, app: Flask) -> list[Callable[..., Any]]:
+    return [] if signal.is_muted else list(signal.receivers_for(app))
+
+
+def _call(
+    signal: NamedSignal,
+    receiver: Callable[..., Any],
+    app: Flask,
+    arguments: Mapping[str, Any],
+    context: AbstractContextManager[object] | None = None,
+) -> None:
+    try:
+        with context or nullcontext():
+            app.ensure_sync(receiver)(app, **arguments)
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        # A thread of ours that ended by it would silence all later signals.
+        logger.exception("A receiver of the signal %s raised.", signal.name)

@@ -31,4 +31,4 @@ def test_receivers_when_one_raises_are_isolated(
 def test_signals_of_the_module_are_all_documented() -> None:
     names = {name for name in dir(signals) if name.startswith(("task_", "otp_", "callback_", "recip"))}
 
-    assert len(names) == 9
+    assert len(names) == 11

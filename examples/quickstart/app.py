@@ -115,6 +115,7 @@ def add_transfer(amount: str, email: str) -> Task[Any]:
         allowed_methods=[Method.EMAIL],
         recipient={"email": email},
         summary=f"Transfer of {int(amount)} € to Ada Lovelace",
+        next_url="/",
     )
 
 
@@ -139,9 +140,14 @@ def status() -> dict[str, Any]:
     }
 
 
-@taskflow.blueprint.before_request
+codes = taskflow.create_blueprint(routes=["verify", "resend", "page"])
+
+
+@codes.before_request
 def only_the_owner() -> None:
-    if (request.view_args or {}).get("task_id") != session.get("task_id"):
+    # A browser's preflight bears no cookie, and acts on nothing; styles and scripts are of no task.
+    mine, asked = session.get("task_id"), (request.view_args or {}).get("task_id")
+    if request.method != "OPTIONS" and asked != mine and request.endpoint != "taskflow.asset":
         abort(404)
 
 
@@ -150,11 +156,13 @@ def create_app(**settings: Any) -> Flask:
     # Everybody has this key: it is fit for trying out on your own machine, and for nothing else.
     app.config["SECRET_KEY"] = "the key of the quickstart, known to all"
     app.config.update(SESSION_COOKIE_SAMESITE="Lax", TASKFLOW_REDIS_URL="embedded://")
+    app.config["TASKFLOW_PAGE_HOLDER"] = False  # only_the_owner() sees to that
     app.config.from_prefixed_env()  # FLASK_SECRET_KEY=..., FLASK_TASKFLOW_REDIS_URL=...
     app.config.update(settings)
     taskflow.init_app(app)
-    app.register_blueprint(taskflow.blueprint, url_prefix="/taskflow")
+    app.register_blueprint(codes, url_prefix="/taskflow")
     app.register_blueprint(page)
+    taskflow.register_error_handlers(app)  # what no view above catches
     return app
 
 

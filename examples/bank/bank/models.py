@@ -64,7 +64,3 @@ class Booking(Base):
 def enforce_foreign_keys(connection: Any, record: object) -> None:
     if isinstance(connection, sqlite3.Connection):
         connection.execute("PRAGMA foreign_keys = ON")
-
-
-def euros(cents: int) -> str:
-    return f"{cents // 100}.{cents % 100:02} EUR"

@@ -77,7 +77,8 @@ async function post(url, body) {
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify(body),
     });
-    const answer = await response.json().catch(() => ({ title: "This is not your transfer any more: reload." }));
+    const answer = await response.json();
+    if (response.status === 404) answer.title = "This is not your transfer any more: reload.";
     return { response, answer };
   } catch {
     return { response: { ok: false, headers: new Headers() }, answer: { title: "The app does not answer." } };

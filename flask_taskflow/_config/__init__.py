@@ -1,0 +1,1 @@
+"""What an app may configure: its settings, and the URLs in them."""

@@ -1,0 +1,1 @@
+"""What follows a step: codes go out, callbacks run, processes hear of it."""

@@ -1,0 +1,102 @@
+"""What an engine does now and then: register what it serves, tidy up, follow what expired, tick."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from redis import ResponseError
+
+from .._checks import SCHEDULES
+from .turns import Beside, Turns, is_spoiled
+
+#: Seconds between two times that callbacks are registered anew and what is over is forgotten.
+_EVERY = 45.0
+
+
+@dataclass(kw_only=True)
+class Housekeeping:
+    """The chores of one engine. Only its scheduler's thread does them.
+
+    :param engine: whose chores these are.
+    :param turns: its turns: they know its steps, its runner, and the engines that it tidies up for, too.
+    :param expire: stores what follows expired tasks; returns when to do so again.
+    :param stale: whether it is to be tidied up at once; any thread may say so.
+    :param next_at: when there is something to do otherwise, by the monotonic clock.
+    """
+
+    engine: Beside
+    turns: Turns
+    expire: Callable[[Mapping[str, Sequence[str]]], float]
+    stale: bool = True
+    next_at: float = 0.0
+    _tidy_at: float = 0.0
+    _expire_at: float = 0.0
+
+    def done_for(self, looked: float) -> None:
+        """Take note that another engine tidied up here.
+
+        :param looked: when that was, by the monotonic clock.
+        """
+        self._tidy_at = max(self._tidy_at, looked + _EVERY)
+
+    def keep(self, now: float) -> None:
+        """Do what is due."""
+        if self.stale or now >= self._tidy_at:
+            # Set before: it may be asked for again meanwhile.
+            self.stale, self._tidy_at = False, now + _EVERY
+            if self.tidy():
+                self.stale = True
+        if now >= self._expire_at:
+            self._expire_at = self.expire(self.turns.rota.served)
+        self.next_at = min(self._tidy_at, self._expire_at)
+
+    def tidy(self) -> bool:
+        """Register what is served and forget what is over, also for the engines beside; tell if more is."""
+        served = {queue: list(names) for queue, names in self.engine.served(refresh=True).items()}
+        parts = {self.engine.name: list(served)}
+        for number, engine in enumerate(self.turns.beside()):
+            # The list of queues is the same for all.
+            own = engine.served(refresh=number == 0)
+            parts[engine.name] = list(own)
+            for queue, names in own.items():
+                served[queue] = [*served.get(queue, ()), *names]
+        self.turns.store.tell_keys()
+        self.turns.store.tell_process(self.turns.presence.owner, parts)
+        more = False
+        for queue in self._register(served):
+            with self.turns.isolated(queue):
+                more |= self.turns.store.trim(queue, served[queue])
+        self.turns.rota.serve(self.engine.served())
+        self._expire_at = 0.0
+        return more
+
+    def _register(self, served: Mapping[str, Sequence[str]]) -> list[str]:
+        """Register what is served; return the queues of which something is over."""
+        try:
+            return self.turns.runner.register(served)
+        except ResponseError as error:
+            # One of them may be spoiled: each is registered by itself.
+            if not is_spoiled(error):
+                raise
+        over: list[str] = []
+        for queue, names in served.items():
+            with self.turns.isolated(queue):
+                over += self.turns.runner.register({queue: names})
+        return over
+
+    def tick(self, *, anew: bool) -> float:
+        """Let the schedules tick that are due; return when one is next, by the monotonic clock.
+
+        :param anew: whether they may stand otherwise than this process knows.
+        """
+        ticks = self.turns.runner.ticks
+        if ticks is None:
+            return math.inf
+        if anew:
+            ticks.look_anew()
+        with self.turns.isolated(SCHEDULES):
+            if ticks.tick():
+                self.turns.rota.ring(self.turns.store.tag(SCHEDULES))
+        return ticks.next_at

@@ -1,0 +1,1 @@
+"""Who comes by HTTP: routes, what they take and answer, and their description."""

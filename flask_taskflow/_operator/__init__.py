@@ -1,0 +1,1 @@
+"""Who runs the fleet: the commands, and what they look at."""

@@ -1,0 +1,1 @@
+"""The dashboard: the fleet in a browser. It works without JavaScript."""

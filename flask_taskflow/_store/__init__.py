@@ -1,0 +1,1 @@
+"""What Redis keeps: the only wing that knows keys, Lua steps and their replies."""

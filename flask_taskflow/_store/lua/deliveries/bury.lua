@@ -1,0 +1,7 @@
+-- Report the last failed attempt: the delivery is a dead letter.
+-- Needs: base, deliveries, ends
+-- KEYS: ready, delay, lease, dead, meta, body, error of the callback
+-- ARGV: see ends.lua
+-- Returns: ok | stale
+
+return { bury(key_sets(1)[1], take_end(), now_ms()) }

@@ -1,0 +1,95 @@
+"""Leases: who may report on a delivery, and what becomes of those of processes that died."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from flask_taskflow import callback_dead, callback_succeeded
+from flask_taskflow._store.deliveries import End
+from flask_taskflow._store.records import Claimed
+from flask_taskflow.testing import travel
+from tests.support import inside
+from tests.support.stage import Stage
+
+
+@pytest.fixture
+def claimed(stage: Stage) -> Claimed:
+    """A delivery that a process has claimed which does nothing more."""
+    stage.app()
+    stage.work(max_attempts=1)
+    stage.verified()
+    return claim()[0]
+
+
+def claim() -> list[Claimed]:
+    return [*inside.store().claim("q", ["work"], 1).deliveries]
+
+
+def test_lost_lease_runs_again_then_waits_then_is_dead(stage: Stage) -> None:
+    dead, work = stage.hear(callback_dead), stage.work(max_attempts=1)
+    stage.app(max_lost=2)
+    task = stage.verified()
+    lost = []
+
+    for _ in range(4):
+        lost += [(item.token, item.lost, item.failures) for item in claim()]
+        travel(30.1)
+    stage.run()
+
+    assert lost == [(1, 0, 0), (2, 1, 0), (3, 2, 0)]
+    (told,) = dead.rest()
+    assert (told["task"].id, told["delivery"].attempt) == (task.id, 4)
+    assert str(told["error"]) == "lost with its process 3 times"
+    assert work.tasks == []
+    assert stage.keys("lease") == []
+
+
+def test_reports_hold_only_for_the_newest_token(claimed: Claimed) -> None:
+    store = inside.store()
+    travel(31)
+    (second,) = claim()
+
+    failures = [End(claimed, "fail", 1), End(claimed, "bury")]
+    stale = [store.end(end) for end in (End(claimed, "ack"), *failures, End(claimed, "release"))]
+    lost = store.extend("q", [claimed, second])
+    reports = [store.ack(second), store.ack(second)]
+
+    assert stale == [False] * 4
+    assert lost == [claimed]
+    assert reports == [True, False]
+
+
+def test_late_ack_counts_while_nobody_has_claimed_again(stage: Stage, claimed: Claimed) -> None:
+    store = inside.store()
+
+    failed = [store.end(End(claimed, "fail", 60, "timed out")) for _ in range(2)]
+    acked = store.ack(claimed)
+
+    assert (failed, acked) == ([True, False], True)
+    assert stage.keys("delay", "meta", "body") == []
+
+
+def test_released_delivery_runs_again_and_counts_nothing(stage: Stage) -> None:
+    work = stage.work()
+    stage.app()
+    stage.verified()
+    (item,) = claim()
+    released = inside.store().release(item)
+    stage.run()
+
+    assert (released, work.attempts) == (True, [1])
+
+
+@pytest.mark.promise("F10")
+def test_callback_longer_than_its_lease_runs_once(stage: Stage) -> None:
+    succeeded = stage.hear(callback_succeeded)
+    # Some leases; another process would claim at the end of the first.
+    work = stage.work(lambda task: threading.Event().wait(2.5))
+    stage.start(lease=1, poll=0.1)
+
+    task = stage.verified(data={"of": ["what", "cannot", "be", "hashed"]})
+
+    assert succeeded.tasks() == [task.id]
+    assert work.attempts == [1]

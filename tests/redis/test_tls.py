@@ -1,0 +1,192 @@
+"""TLS, client certificates and passwords against Debian's redis-server; the wheel's server has no TLS."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from redis import AuthenticationError, Redis, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from flask_taskflow import callback_succeeded, task_verified
+from flask_taskflow.testing import redis_server
+from tests.support.stage import Stage
+
+PASSWORD = "p@ss/w:rd?#%&+ ü"
+QUOTED = quote(PASSWORD, safe="")
+
+BINARY = shutil.which("redis-server")
+OPENSSL = shutil.which("openssl")
+
+
+def has_tls(binary: str | None) -> bool:
+    if binary is None:
+        return False
+    # A server without TLS does not know the option; one with it finds that it listens nowhere.
+    command = [binary, "--port", "0", "--tls-port", "0", "--save", ""]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    return "not listen anywhere" in done.stdout
+
+
+pytestmark = [
+    pytest.mark.skipif(OPENSSL is None, reason="openssl is not installed"),
+    pytest.mark.skipif(not has_tls(BINARY), reason="no redis-server with TLS is installed"),
+]
+
+NEW_KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+OF_SERVER = {"cert": "server.crt", "key": "server.key", "ca-cert": "ca.crt"}
+
+
+def openssl(*arguments: object) -> None:
+    subprocess.run([str(OPENSSL), *map(str, arguments)], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two authorities, `ca` and `stranger`; `server` and `client` are signed by the first."""
+    folder = tmp_path_factory.mktemp("tls")
+    for name in ("ca", "stranger"):
+        files = ["-keyout", folder / f"{name}.key", "-out", folder / f"{name}.crt"]
+        # RFC 5280, 4.2.1.3: from Python 3.13 on, who signs must say that it may.
+        usage = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
+        openssl("req", "-x509", *NEW_KEY, *files, "-days", "2", "-subj", f"/CN={name}", *usage)
+    identifiers = "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+    (folder / "names").write_text(f"subjectAltName=DNS:localhost\n{identifiers}")
+    for name in ("server", "client"):
+        files = ["-keyout", folder / f"{name}.key", "-out", folder / f"{name}.csr"]
+        openssl("req", *NEW_KEY, *files, "-subj", f"/CN={name}")
+        signer = ["-CA", folder / "ca.crt", "-CAkey", folder / "ca.key", "-CAcreateserial", "-days", "2"]
+        request = ["-in", folder / f"{name}.csr", "-out", folder / f"{name}.crt"]
+        openssl("x509", "-req", *request, *signer, "-extfile", folder / "names")
+    return folder
+
+
+@contextmanager
+def tls_server(certificates: Path, *, clients: str) -> Iterator[str]:
+    """Yield the port; ``clients`` says whether clients need a certificate, as Redis puts it."""
+    with redis_server(binary=BINARY, port=True) as url:
+        host, port = url.removeprefix("redis://").split("/")[0].split(":")
+        admin = Redis(host=host, port=int(port), single_connection_client=True)
+        admin.execute_command("ACL SETUSER", "app", "on", f">{PASSWORD}", "~*", "&*", "+@all")
+        files = [(f"tls-{kind}-file", str(certificates / name)) for kind, name in OF_SERVER.items()]
+        settings = [*files, ("tls-auth-clients", clients), ("requirepass", PASSWORD), ("port", "0")]
+        admin.execute_command("CONFIG SET", *(part for pair in settings for part in pair))
+        # The port that was free for plain connections serves TLS from here on.
+        admin.config_set("tls-port", port)
+        yield port
+        admin.close()
+
+
+@pytest.fixture(scope="module")
+def open_port(certificates: Path) -> Iterator[str]:
+    with tls_server(certificates, clients="no") as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def strict_port(certificates: Path) -> Iterator[str]:
+    with tls_server(certificates, clients="yes") as port:
+        yield port
+
+
+def problem_with(stage: Stage, url: str) -> RedisError:
+    """Return what a call raises; no password is in it or in what led to it."""
+    with stage.make_app(redis_url=url).app_context(), pytest.raises(RedisError) as caught:
+        stage.add()
+    said = f"{''.join(traceback.format_exception(caught.value))} {caught.value!r} {stage.taskflow!r}"
+    assert PASSWORD not in said
+    assert QUOTED not in said
+    return caught.value
+
+
+def test_everything_works_over_tls(stage: Stage, open_port: str, certificates: Path) -> None:
+    stage.work()
+    heard, ran = stage.hear(task_verified), stage.hear(callback_succeeded)
+    stage.start(redis_url=f"rediss://:{QUOTED}@localhost:{open_port}/0?ssl_ca_certs={certificates}/ca.crt")
+
+    task = stage.verified()
+
+    assert heard.tasks() == ran.tasks() == [task.id]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "app:{password}@localhost:{port}/0?ssl_ca_certs={folder}/ca.crt",
+        ":{password}@localhost:{port}?ssl_ca_certs={folder}/ca.crt",
+        "app:{password}@localhost:{port}/0?ssl_cert_reqs=none&ssl_check_hostname=false",
+    ],
+)
+def test_url_over_tls_without_client_certificates(
+    stage: Stage, open_port: str, certificates: Path, form: str
+) -> None:
+    stage.app(redis_url=f"rediss://{form.format(password=QUOTED, port=open_port, folder=certificates)}")
+
+    assert stage.taskflow.get_task(stage.add().id)
+
+
+@pytest.mark.parametrize(
+    ("form", "told"),
+    [
+        ("rediss://app:{password}@localhost:{port}/0", "certificate verify failed"),
+        (
+            "rediss://app:{password}@localhost:{port}/0?ssl_ca_certs={folder}/stranger.crt",
+            "certificate verify failed",
+        ),
+        ("rediss://app:{password}@127.0.0.1:{port}/0?ssl_ca_certs={folder}/ca.crt", "IP address mismatch"),
+        ("rediss://app:{password}@localhost:{port}/0?ssl_ca_certs=/nowhere/ca.crt", "No such file"),
+        ("redis://app:{password}@localhost:{port}/0", "Connection"),
+    ],
+    ids=["system authorities", "another authority", "another name", "no file", "no tls"],
+)
+def test_server_that_cannot_be_trusted_is_refused(
+    stage: Stage, open_port: str, certificates: Path, form: str, told: str
+) -> None:
+    error = problem_with(stage, form.format(password=QUOTED, port=open_port, folder=certificates))
+
+    assert told in str(error)
+
+
+@pytest.mark.parametrize("shown", ["client", "", "stranger"])
+def test_client_must_show_the_right_certificate_if_the_server_asks(
+    stage: Stage, strict_port: str, certificates: Path, shown: str
+) -> None:
+    url = f"rediss://app:{QUOTED}@localhost:{strict_port}/0?ssl_ca_certs={certificates}/ca.crt"
+    if shown:
+        url += f"&ssl_certfile={certificates}/{shown}.crt&ssl_keyfile={certificates}/{shown}.key"
+
+    if shown == "client":
+        stage.app(redis_url=url)
+        assert stage.taskflow.get_task(stage.add().id)
+    else:
+        assert isinstance(problem_with(stage, url), RedisConnectionError)
+
+
+@pytest.mark.parametrize("user", ["", "app", "nobody"])
+def test_wrong_password_is_told_without_it(
+    stage: Stage, open_port: str, certificates: Path, user: str
+) -> None:
+    url = f"rediss://{user}:{QUOTED}-wrong@localhost:{open_port}/0?ssl_ca_certs={certificates}/ca.crt"
+
+    error = problem_with(stage, url)
+
+    assert isinstance(error, AuthenticationError)
+    assert "invalid username-password pair" in str(error)
+
+
+def test_listener_that_is_refused_says_so_without_the_password(
+    stage: Stage, open_port: str, certificates: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"rediss://app:{QUOTED}-wrong@localhost:{open_port}/0?ssl_ca_certs={certificates}/ca.crt"
+
+    stage.start(redis_url=url)
+
+    assert "The listener lost Redis: AuthenticationError: " in caplog.text
+    assert PASSWORD not in caplog.text
+    assert QUOTED not in caplog.text
