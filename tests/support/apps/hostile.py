@@ -228,12 +228,18 @@ def main(seconds: float, seed: int) -> None:
                 attempt()
         enemy.peace.set()
         task_verified.connect(hear)
-        last = confirm("good", "EMAIL")
-        good = {*good, last} - {""}
+        fresh = set[str]()
+
+        def is_heard() -> bool:
+            # A signal is lost while the listener, which somebody may just have cut, connects anew.
+            fresh.add(confirm("good", "EMAIL"))
+            return wait_for(lambda: fresh & heard, 1)
+
+        hears = wait_for(is_heard, WITHIN)
+        good = (good | fresh) - {""}
         all_ran = wait_for(lambda: good <= ran, WITHIN)
-        is_heard = wait_for(lambda: last in heard, WITHIN)
         alive = current_service().runtime.alive()
-        print(len(good), len(set(enemy.done)), all_ran, is_heard, alive, threading.active_count(), flush=True)
+        print(len(good), len(set(enemy.done)), all_ran, hears, alive, threading.active_count(), flush=True)
     os._exit(0)
 
 
