@@ -10,11 +10,12 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from redis import Connection, RedisError
 from redis.connection import parse_url
+from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
 
 FORMS = (
     "redis://, rediss:// or unix:// as redis-py reads them, embedded://, "
     "redis+cluster://[user:password@]host:port[,host:port...] (or rediss+cluster://), or "
-    "redis+sentinel://[user:password@]host:port[,host:port...]/service[/database]"
+    "redis+sentinel://[user:password@]host:port[,host:port...]/service[/database] (or rediss+sentinel://)"
 )
 _DATABASE = re.compile(r"/?[0-9]*")
 _SERVICE = re.compile(r"/([A-Za-z0-9_.%-]+)(/[0-9]*)?", re.ASCII)
@@ -56,15 +57,16 @@ def read_address(url: object) -> Address:
         if parts is None or parts.fragment:
             raise ValueError
         scheme, _, topology = parts.scheme.partition("+")
-        if topology == "cluster" and scheme in ("redis", "rediss") and parts.path in ("", "/", "/0"):
+        by_network = scheme in ("redis", "rediss")
+        if topology == "cluster" and by_network and parts.path in ("", "/", "/0"):
             return _cluster(scheme, parts.netloc, parts.query)
-        if topology == "sentinel" and scheme == "redis" and (path := _SERVICE.fullmatch(parts.path)):
-            return _sentinel(parts.netloc, unquote(path[1]), path[2] or "", parts.query)
-        numbered = scheme not in ("redis", "rediss") or _DATABASE.fullmatch(parts.path)
+        if topology == "sentinel" and by_network and (path := _SERVICE.fullmatch(parts.path)):
+            return _sentinel(scheme, parts.netloc, unquote(path[1]), path[2] or "", parts.query)
+        numbered = not by_network or _DATABASE.fullmatch(parts.path)
         if not topology and numbered and parts.port != 0:
             if scheme == "embedded":
                 return Address(directory=parts.path if parts.path.strip("/") else "")
-            if scheme in ("redis", "rediss", "unix"):
+            if by_network or scheme == "unix":
                 return Address(_settings(str(url)))
     except _BadOption:
         raise ValueError("an option after its '?' is unknown or has a bad value") from None
@@ -86,14 +88,20 @@ def _cluster(scheme: str, netloc: str, query: str) -> Address:
     return Address(settings, nodes=nodes)
 
 
-def _sentinel(netloc: str, service: str, database: str, query: str) -> Address:
+def _sentinel(scheme: str, netloc: str, service: str, database: str, query: str) -> Address:
     user, sentinels = _hosts(netloc, _SENTINEL_PORT)
     options = parse_qsl(query, keep_blank_values=True)
-    theirs = {key[len(_OF_SENTINELS) :]: value for key, value in options if key.startswith(_OF_SENTINELS)}
+    theirs: dict[str, Any] = {
+        key[len(_OF_SENTINELS) :]: value for key, value in options if key.startswith(_OF_SENTINELS)
+    }
     if not theirs.keys() <= {"username", "password"}:
         raise _BadOption
     ours = urlencode([(key, value) for key, value in options if not key.startswith(_OF_SENTINELS)])
-    settings = _settings(f"redis://{user}localhost{database}?{ours}")
+    settings = _settings(f"{scheme}://{user}localhost{database}?{ours}")
+    if scheme == "rediss":
+        theirs |= {"ssl": True, **{key: value for key, value in settings.items() if key.startswith("ssl_")}}
+    managed = SentinelManagedSSLConnection if scheme == "rediss" else SentinelManagedConnection
+    settings["connection_class"] = managed
     return Address(settings, sentinels=sentinels, service=service, of_sentinels=theirs)
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from redis import BlockingConnectionPool, Connection, ConnectionPool, Redis, RedisCluster
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from redis.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
+from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from .._config.config import Config
 from .._config.redis_url import Address, Host, read_address
@@ -150,8 +149,6 @@ def _from_url(config: Config, instance_path: str) -> Address:
     if address.directory is not None:
         directory = Path(address.directory or Path(instance_path) / "taskflow")
         return read_address(f"unix://{embedded_server(directory).start()}")
-    if address.sentinels:
-        return replace(address, settings={"connection_class": SentinelManagedConnection, **address.settings})
     return address
 
 

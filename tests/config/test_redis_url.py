@@ -18,6 +18,7 @@ redis+cluster://ann:p%40ss@a.example.com:6379,b.example.com,[::1]:7000/0?socket_
 redis+sentinel://localhost/mymaster
 redis+sentinel://:p%40ss@a.example.com:26379,b.example.com/my-master/3?socket_timeout=1
 redis+sentinel://localhost/mymaster?sentinel_username=ann&sentinel_password=p%40ss
+rediss+sentinel://localhost/mymaster?ssl_cert_reqs=none
 """
 REFUSED = """
 http://:hunter2@localhost localhost:6379/hunter2 redis+hunter2://localhost
@@ -34,7 +35,7 @@ redis+sentinel://:hunter2@localhost redis+sentinel://:hunter2@localhost/
 redis+sentinel://:hunter2@localhost/mymaster/first
 redis+sentinel://:hunter2@localhost/mymaster?sentinel_hunter2=1
 redis+sentinel://:hunter2@localhost/mymaster?hunter2=1
-rediss+sentinel://:hunter2@localhost/mymaster
+redis+sentinel://:hunter2@localhost/mymaster?ssl_cert_reqs=none rediss+sentinel://:hunter2@localhost
 """
 
 

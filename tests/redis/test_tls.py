@@ -17,6 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from flask_taskflow import callback_succeeded, task_verified
 from flask_taskflow.testing import redis_server
 from tests.support.stage import Stage
+from tests.support.topologies import SLOTS, free_ports, wait_for, walk_through
 
 PASSWORD = "p@ss/w:rd?#%&+ ü"
 QUOTED = quote(PASSWORD, safe="")
@@ -40,7 +41,6 @@ pytestmark = [
 ]
 
 NEW_KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-OF_SERVER = {"cert": "server.crt", "key": "server.key", "ca-cert": "ca.crt"}
 
 
 def openssl(*arguments: object) -> None:
@@ -49,7 +49,7 @@ def openssl(*arguments: object) -> None:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two authorities, `ca` and `stranger`; `server` and `client` are signed by the first."""
+    """Two authorities, `ca` and `stranger`; `server`, `client` and `node` are signed by the first."""
     folder = tmp_path_factory.mktemp("tls")
     for name in ("ca", "stranger"):
         files = ["-keyout", folder / f"{name}.key", "-out", folder / f"{name}.crt"]
@@ -57,8 +57,13 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         usage = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
         openssl("req", "-x509", *NEW_KEY, *files, "-days", "2", "-subj", f"/CN={name}", *usage)
     identifiers = "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
-    (folder / "names").write_text(f"subjectAltName=DNS:localhost\n{identifiers}")
-    for name in ("server", "client"):
+    # Nodes of a cluster tell the addresses of each other.
+    for name, called in {
+        "server": "DNS:localhost",
+        "client": "DNS:localhost",
+        "node": "IP:127.0.0.1",
+    }.items():
+        (folder / "names").write_text(f"subjectAltName={called}\n{identifiers}")
         files = ["-keyout", folder / f"{name}.key", "-out", folder / f"{name}.csr"]
         openssl("req", *NEW_KEY, *files, "-subj", f"/CN={name}")
         signer = ["-CA", folder / "ca.crt", "-CAkey", folder / "ca.key", "-CAcreateserial", "-days", "2"]
@@ -67,25 +72,27 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def shown_by(name: str, certificates: Path) -> dict[str, Path]:
+    """Return the settings of a server by which it shows a certificate."""
+    files = {"cert": f"{name}.crt", "key": f"{name}.key", "ca-cert": "ca.crt"}
+    return {f"tls-{kind}-file": certificates / file for kind, file in files.items()}
+
+
 @contextmanager
-def tls_server(certificates: Path, *, clients: str) -> Iterator[str]:
+def tls_server(certificates: Path, *options: str, name: str = "server", clients: str = "no") -> Iterator[str]:
     """Yield the port; ``clients`` says whether clients need a certificate, as Redis puts it."""
-    with redis_server(binary=BINARY, port=True) as url:
-        host, port = url.removeprefix("redis://").split("/")[0].split(":")
-        admin = Redis(host=host, port=int(port), single_connection_client=True)
+    port = str(free_ports(1)[0])
+    settings = {**shown_by(name, certificates), "tls-port": port, "tls-auth-clients": clients}
+    shown = [part for option, value in settings.items() for part in (f"--{option}", str(value))]
+    with redis_server(*shown, *options, binary=BINARY) as url, Redis.from_url(url) as admin:
         admin.execute_command("ACL SETUSER", "app", "on", f">{PASSWORD}", "~*", "&*", "+@all")
-        files = [(f"tls-{kind}-file", str(certificates / name)) for kind, name in OF_SERVER.items()]
-        settings = [*files, ("tls-auth-clients", clients), ("requirepass", PASSWORD), ("port", "0")]
-        admin.execute_command("CONFIG SET", *(part for pair in settings for part in pair))
-        # The port that was free for plain connections serves TLS from here on.
-        admin.config_set("tls-port", port)
+        admin.config_set("requirepass", PASSWORD)
         yield port
-        admin.close()
 
 
 @pytest.fixture(scope="module")
 def open_port(certificates: Path) -> Iterator[str]:
-    with tls_server(certificates, clients="no") as port:
+    with tls_server(certificates) as port:
         yield port
 
 
@@ -93,6 +100,50 @@ def open_port(certificates: Path) -> Iterator[str]:
 def strict_port(certificates: Path) -> Iterator[str]:
     with tls_server(certificates, clients="yes") as port:
         yield port
+
+
+@pytest.fixture
+def cluster_port(certificates: Path) -> Iterator[str]:
+    """A cluster of one node."""
+    options = ("--cluster-enabled", "yes", "--tls-cluster", "yes", "--cluster-port", str(free_ports(1)[0]))
+    with (
+        tls_server(certificates, *options, name="node") as port,
+        client_of("127.0.0.1", port, certificates, PASSWORD) as client,
+    ):
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, SLOTS - 1)
+        wait_for(lambda: client.cluster("INFO")["cluster_state"] == "ok", "the cluster is whole")
+        yield port
+
+
+@pytest.fixture
+def sentinel_port(certificates: Path, open_port: str, tmp_path: Path) -> Iterator[str]:
+    """A sentinel of the open server, which tells its name instead of an address."""
+    port = str(free_ports(1)[0])
+    lines = [
+        *(f"{option} {path}" for option, path in shown_by("server", certificates).items()),
+        *("port 0", f"tls-port {port}", "tls-replication yes", "tls-auth-clients no", "bind 127.0.0.1"),
+        *("sentinel resolve-hostnames yes", "sentinel announce-hostnames yes"),
+        f"sentinel monitor mymaster localhost {open_port} 1",
+        *("sentinel auth-user mymaster app", f'sentinel auth-pass mymaster "{PASSWORD}"'),
+    ]
+    configuration = tmp_path / "sentinel.conf"
+    configuration.write_text("\n".join(lines))
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        command = [str(BINARY), str(configuration), "--sentinel"]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=output, stderr=output)
+    try:
+        with client_of("localhost", port, certificates) as client:
+            wait_for(client.ping, f"the sentinel starts: {log.read_text()}")
+            yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def client_of(host: str, port: str, certificates: Path, password: str | None = None) -> Redis:
+    authority = str(certificates / "ca.crt")
+    return Redis(host=host, port=int(port), password=password, ssl=True, ssl_ca_certs=authority)
 
 
 def problem_with(stage: Stage, url: str) -> RedisError:
@@ -113,6 +164,32 @@ def test_everything_works_over_tls(stage: Stage, open_port: str, certificates: P
     task = stage.verified()
 
     assert heard.tasks() == ran.tasks() == [task.id]
+
+
+# What an app talks to outlives it.
+def test_cluster_is_reached_over_tls(cluster_port: str, stage: Stage, certificates: Path) -> None:
+    files = f"ssl_ca_certs={certificates}/ca.crt"
+    stage.app(redis_url=f"rediss+cluster://app:{QUOTED}@127.0.0.1:{cluster_port}?{files}")
+
+    assert walk_through(stage)[-1] == "pay 3"
+
+
+def test_primary_and_sentinels_are_reached_over_tls(
+    sentinel_port: str, stage: Stage, certificates: Path
+) -> None:
+    files = f"ssl_ca_certs={certificates}/ca.crt"
+    stage.app(redis_url=f"rediss+sentinel://app:{QUOTED}@localhost:{sentinel_port}/mymaster/0?{files}")
+
+    assert walk_through(stage)[-1] == "pay 3"
+
+
+def test_sentinels_that_cannot_be_trusted_are_refused(
+    sentinel_port: str, stage: Stage, certificates: Path
+) -> None:
+    files = f"ssl_ca_certs={certificates}/stranger.crt"
+    url = f"rediss+sentinel://app:{QUOTED}@localhost:{sentinel_port}/mymaster/0?{files}"
+
+    assert isinstance(problem_with(stage, url), RedisError)
 
 
 @pytest.mark.parametrize(
