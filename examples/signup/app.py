@@ -52,7 +52,7 @@ def index(problem: str = "") -> str:
 def sign_up() -> ResponseReturnValue:
     task = taskflow.add_task(
         "signup",
-        {"email": request.form["email"], "phone": request.form["phone"]},
+        {"email": request.form["email"]},
         allowed_methods=[Method.SMS],
         recipient={"phone_number": request.form["phone"]},
         summary="Your telephone number at the Tea House",
@@ -66,7 +66,9 @@ def sign_up() -> ResponseReturnValue:
 # The account must come to be, whatever happens to this process: that is a callback's.
 @taskflow.on_task_verified("signup", max_attempts=5)
 def create_account(task: Task[Any]) -> None:
-    accounts.setdefault(task.data["email"], Account(**task.data))
+    # The number may have been corrected on the page: it is the task's that was confirmed.
+    phone = str(task.recipient.phone_number)
+    accounts.setdefault(task.data["email"], Account(task.data["email"], phone))
 
 
 def welcome() -> ResponseReturnValue:

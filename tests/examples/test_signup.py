@@ -50,6 +50,17 @@ def test_two_codes_make_an_account(client: FlaskClient, taskflow_outbox: Outbox)
     assert client.get("/welcome").location == "/account"
 
 
+def test_account_has_the_number_that_was_confirmed(client: FlaskClient, taskflow_outbox: Outbox) -> None:
+    page = client.post("/signup", data=FORM, headers=OWN).location
+    type_code(client, page, "EMAIL", taskflow_outbox.last_code(EMAIL))
+    page = client.get(f"{page}/replay", headers=OWN).location
+    corrected = "+12025550111"
+    client.post(page, data={"action": "correct", "phone_number": corrected}, headers=OWN)
+    welcome = type_code(client, page, "SMS", taskflow_outbox.last_code(corrected)).location
+
+    assert f"{EMAIL} and {corrected} are yours" in client.get(welcome, follow_redirects=True).text
+
+
 @pytest.mark.parametrize(("field", "status"), [("email", 422), ("phone", 422)])
 def test_address_that_is_none_is_refused_in_words(
     client: FlaskClient, taskflow_outbox: Outbox, field: str, status: int
