@@ -50,7 +50,7 @@ class Calls:
         :param locale: the language of its messages, as ``vi``; default that of the request, by Flask-Babel.
         :param holder: whether the task carries a secret, ``holder``, that its codes need; see ``hold``.
         :param owner: whose task and wrong codes these are, a text such as ``user:17``; see :meth:`tasks_of`.
-        :param key: names the action among the owner's: the same call again returns its task, unsent.
+        :param key: names the action of the owner: the same call returns its task, unsent, while that is kept.
         :param replace: end the owner's other pending tasks of this queue.
         :param next_url: where its person goes on after the code: a path, or a URL of ``TASKFLOW_NEXT_HOSTS``.
         :param run_at: when its callbacks run, an aware time; until then :meth:`cancel_task` cancels it.

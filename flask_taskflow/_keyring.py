@@ -295,9 +295,9 @@ class Keyring:
         """Return the names under which an owner has tasks, and wrong codes: one a key."""
         return [self._named(index, "owner", owner) for index in range(len(self._keys))]
 
-    def identities(self, queue: str, owner: str, key: str) -> list[bytes]:
-        """Return 128 bits for the id of a task that its app names by a key: one a secret key."""
-        return [_mac(keys["task"], queue, owner, key)[:16] for keys in self._keys]
+    def named(self, queue: str, owner: str, key: str) -> list[str]:
+        """Return the names under which a task is found by its app's key: one a secret key."""
+        return [self._named(index, "task", queue, owner, key) for index in range(len(self._keys))]
 
     def asked(self, task_id: str, arguments: str) -> list[str]:
         """Return a MAC of what a task was added with, under each secret key, newest first."""

@@ -75,7 +75,7 @@ class NewTask(NamedTuple):
         :raises InvalidTask: if a field is unusable; the message names it.
         """
         queue = check_name(self.queue, "queue")
-        task_id, named = self._named(queue, keys, keyring)
+        task_id, named = keys.new_id(queue), self._named(queue, keyring)
         used = _registered(channels, check_methods(self.allowed_methods, "allowed_methods"))
         ttl = _seconds(self.ttl, config.task_ttl, "ttl", TTL_MAX)
         remind = self._reminders(ttl)
@@ -156,18 +156,16 @@ class NewTask(NamedTuple):
             raise InvalidTask('send_at needs TASKFLOW_SEND = "background": who sends inline sends at once')
         return _check_time(self.send_at, "send_at").isoformat()
 
-    def _named(self, queue: str, keys: Keys, keyring: Keyring) -> tuple[str, dict[str, str]]:
-        """Return the task's id, and all that it may have by its key, if it has one, with holders' secrets."""
+    def _named(self, queue: str, keyring: Keyring) -> list[str]:
+        """Return the names under which the task is found by its key, if it has one."""
         owner = "" if self.owner is None else check_label(self.owner, "owner")
         if not isinstance(self.replace, bool):
             raise InvalidTask("replace must be True or False")
         if self.replace and not owner:
             raise InvalidTask("replace ends an owner's other tasks: give owner, too")
         if self.key is None:
-            return keys.new_id(queue), {}
-        made = keyring.identities(queue, owner, check_label(self.key, "key"))
-        ids = [keys.new_id(queue, bits) for bits in made]
-        return ids[0], {task_id: keyring.holder(task_id, index) for index, task_id in enumerate(ids)}
+            return []
+        return keyring.named(queue, owner, check_label(self.key, "key"))
 
     def _asked(self, recipient: Recipient, allowed: Sequence[str], methods: Sequence[str]) -> str:
         """Return the arguments in one spelling, so that two calls with one key can be compared.
@@ -175,6 +173,8 @@ class NewTask(NamedTuple):
         What the configuration or the request adds does not count: it may change between the two.
         """
         given = {
+            "owner": self.owner,
+            "key": self.key,
             "data": self.data,
             "allowed_methods": allowed,
             "recipient": recipient.addresses(),

@@ -54,7 +54,7 @@ class Decoys:
             devices=frozenset([method]),
             priority=0,
             ttl=_TTL,
-            named={},
+            named=(),
         )
         now = self._keyring.now_ms()
         times = {"created": str(now), "expires": str(now + int(_TTL * 1000)), f"{method}.next": str(now)}

@@ -102,9 +102,9 @@ class Keys:
             self._tags[queue] = b32encode(digest)[:_TAG_LENGTH].decode().lower()
         return self._tags[queue]
 
-    def new_id(self, queue: str, bits: bytes | None = None) -> str:
-        """Return the id of a task: the queue's tag and 128 bits, random ones unless some are given."""
-        return self.tag(queue) + b32encode(bits or secrets.token_bytes(16))[:26].decode().lower()
+    def new_id(self, queue: str) -> str:
+        """Return the id of a task: the queue's tag and 128 random bits."""
+        return self.tag(queue) + b32encode(secrets.token_bytes(16))[:26].decode().lower()
 
     def of(self, tag: str, *names: str) -> list[str]:
         """Return keys of a queue; all of them share one hash slot."""
@@ -194,6 +194,14 @@ class Keys:
         """
         owned = [f"owner:{name}" for name in owners]
         return self.of(tag, *owned, *(f"address:{name}" for name in addresses))
+
+    def named(self, task_id: str, names: Iterable[str]) -> list[str]:
+        """Return the keys that say which task of a queue has a key that its app gave.
+
+        :param task_id: of a task of the queue.
+        :param names: MACs of the key.
+        """
+        return self.of(tag_of(task_id), *(f"key:{name}" for name in names))
 
     def used(self, use: str) -> str:
         """Return the key that says that a code made elsewhere was used.

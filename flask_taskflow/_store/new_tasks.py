@@ -60,15 +60,16 @@ class NewTaskStore:
         addresses = [
             name for field in draft.recipient.addresses() for name in stored[f"mac.{field}"].split(",")
         ]
+        named = self._keys.named(draft.id, draft.named)
         listings = self._keys.listings(tag_of(draft.id), owner, addresses)
         sends = self._keys.sends(draft.id, [code.method for code in codes]) if self._background else []
         word, reply = "others", list[Any]([()])
         while word == "others":
             replaced = [each.decode() for each in reply[0]]
-            tasks = [self._keys.task(each)[0] for each in (*list(draft.named)[1:], *replaced)]
+            tasks = [self._keys.task(each)[0] for each in replaced]
             word, *reply = self._steps.run(
                 "tasks/add",
-                [*self._keys.pending(draft.id), *tasks, *listings, *sends],
+                [*self._keys.pending(draft.id), *named, *tasks, *listings, *sends],
                 draft.id,
                 int(draft.ttl * 1000),
                 stored.get("send_at", 0),
@@ -79,7 +80,7 @@ class NewTaskStore:
                 [item for pair in stored.items() for item in pair],
                 _counted_for(draft, codes, stored),
                 flat(codes),
-                list(draft.named),
+                len(named),
                 owner,
                 len(addresses),
                 int(draft.replaces),
@@ -114,12 +115,14 @@ class NewTaskStore:
 
     def _known(self, draft: Draft, now: bytes, found: bytes, fields: Sequence[bytes]) -> Issued:
         """Return the task that a key names already."""
-        task_id = found.decode()
+        task_id = found.decode(errors="replace")
         task = read_reply(task_id, [now, fields], self._keyring, self._limits)
-        if pairs_of(fields).get("asked") not in self._keyring.asked(task_id, draft.asked or ""):
+        asked, ours = pairs_of(fields).get("asked"), self._keyring.asked(task_id, draft.asked or "")
+        if asked not in ours:
             raise KeyReused(f"task {task_id} was added by this key with other arguments: use another key")
-        held = replace(task, holder=draft.named[task_id] if draft.holder else None)
-        return Issued(held, (), known=True)
+        # The secret that its holder has was made by the same key.
+        holder = self._keyring.holder(task_id, ours.index(asked)) if draft.holder else None
+        return Issued(replace(task, holder=holder), (), known=True)
 
 
 def _counted_for(draft: Draft, codes: Sequence[Code], stored: Mapping[str, str]) -> list[str]:

@@ -69,7 +69,7 @@ class Draft(NamedTuple):
     :param devices: those of them whose codes a device makes.
     :param priority: repeated outside ``fixed`` for the step that stores deliveries.
     :param ttl: seconds to live.
-    :param named: the ids that it may have by its key, one a secret key, each with its holder's secret.
+    :param named: the names under which it is found by its key, one a secret key.
     :param holder: the secret of its holder, or ``None`` if whoever knows the id may try codes.
     :param owner: whose task it is, if the app says so.
     :param asked: what it is added with, if its app names it by a key.
@@ -88,7 +88,7 @@ class Draft(NamedTuple):
     devices: frozenset[str]
     priority: int
     ttl: float
-    named: Mapping[str, str]
+    named: Sequence[str]
     holder: str | None = None
     owner: str | None = None
     asked: str | None = None
@@ -297,7 +297,7 @@ def dump_task(draft: Draft, keyring: Keyring) -> dict[str, str]:
         if at is not None:
             stored[name] = str(_ms(at) - keyring.ahead)
     if draft.asked is not None:
-        stored["asked"] = keyring.asked(draft.id, draft.asked)[0]
+        stored |= {"asked": keyring.asked(draft.id, draft.asked)[0], "named": ",".join(draft.named)}
     stored |= {f"{method}.field": field or "" for method, field in draft.methods.items()}
     return stored | {f"{method}.checks": "1" for method in draft.devices}
 

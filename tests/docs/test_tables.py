@@ -105,7 +105,7 @@ def test_keys_table_of_the_deploy_page_is_complete(bank: Bank, server: str) -> N
             name = re.sub(
                 r":(task|course):\w+",
                 r":\1:<id>",
-                re.sub(r":(used|owner|address):[\w.-]+", r":\1:<HMAC>", name),
+                re.sub(r":(used|owner|address|key):[\w.-]+", r":\1:<HMAC>", name),
             )
             kind = str(client.type(key)).replace("zset", "sorted set")
             seen.add((re.sub(r":h:\w+:", ":h:N:", name), kind))
@@ -123,7 +123,7 @@ def test_keys_table_of_the_deploy_page_is_complete(bank: Bank, server: str) -> N
         inside.store().tell_process("a process", {"callbacks": ["transfers"]})
         inside.store().peek([("transfers", ["looks"])], "a process", waits=True)
         task = taskflow.add_task(
-            "nowhere", allowed_methods=["EMAIL"], recipient={"email": ANN}, owner="user:17"
+            "nowhere", allowed_methods=["EMAIL"], recipient={"email": ANN}, owner="user:17", key="k"
         )
         taskflow.verify(task.id, "EMAIL", box.last_code(ANN))
         task = bank.add()

@@ -147,6 +147,22 @@ def test_key_finds_its_task_while_secret_keys_are_exchanged(
     assert len(box) == 1
 
 
+def test_key_that_another_process_put_elsewhere_names_no_other_task(
+    taskflow: TaskFlow, redis: Redis, box: Outbox
+) -> None:
+    first = add(taskflow, key="k")
+    (named,) = keys_like(redis, "*:key:*")
+    second = add(taskflow, key="l")
+    (other,) = set(keys_like(redis, "*:key:*")) - {named}
+
+    redis.set(other, first.id)
+    refused(KeyReused, partial(add, taskflow, key="l"))
+    redis.set(other, b"\xff")
+
+    assert add(taskflow, key="l").id not in (first.id, second.id)
+    assert add(taskflow, key="k").id == first.id
+
+
 def test_holder_of_a_task_with_a_key_is_told_again(taskflow: TaskFlow, box: Outbox) -> None:
     first, second = (add(taskflow, key="k", holder=True) for _ in range(2))
 

@@ -1,6 +1,6 @@
 -- Forget a task, what happened to it, and what is over of its deliveries. What is to run, or runs, stays: its body
 -- has the task.
--- Needs: base, deliveries, soundness
+-- Needs: base, courses, deliveries, soundness
 -- KEYS: task, its course, its kept answer, pending, unclaimed, then the indexes that list it for its owner and its
 --       addresses, then ready, delay, lease, dead, meta, body, error of each callback, and of the sends by each method
 -- ARGV: id, number of the indexes, number of the callbacks
@@ -20,6 +20,10 @@ for _, keys in ipairs((sound_ones(key_sets(6 + indexes)))) do
 end
 -- Where something else has such a key, there is nothing to take out of it.
 for i = 4, 5 + indexes do redis.pcall('ZREM', KEYS[i], id) end
+local named = redis.pcall('HGET', KEYS[1], 'named')
+for name in string.gmatch(type(named) == 'string' and named or '', '[^,]+') do
+  redis.call('PEXPIRE', queue_keys .. 'key:' .. name, 0)
+end
 -- A key that ends at once is deleted, which needs no further permission.
 for i = 1, 3 do found = math.max(found, redis.call('PEXPIRE', KEYS[i], 0)) end
 return { 'ok', found, left }

@@ -21,9 +21,6 @@ local function remind(channel, id, priority, due, ends, now)
     local over = tonumber(redis.call('HGET', keys.body, id_of(member)) or 0)
     if not over or over < now then remove(keys, member) end
   end
-  -- A task of that key was there before, and is forgotten.
-  local meta = read_meta(keys.meta, id)
-  if meta then remove(keys, meta.member) end
   pcall(enqueue, queue_keys .. 'seq', keys, id, priority, int(ends), now, due)
   for _, kind in ipairs({ 'delay', 'meta', 'body' }) do redis.call('PEXPIRE', keys[kind], kept) end
   ring(channel, id, '%reminders')

@@ -1,6 +1,7 @@
 -- Shared by the steps on tasks.
 -- A task's hash has lower-case fields (fixed, ends, seal, status, created, expires, ...; holder, if it has one;
--- gated, if it keeps a request; begun, when that began to run;
+-- gated, if it keeps a request; begun, when that began to run; asked and named, if its app gave it a key: a MAC of
+-- what it was added with, and the names under which that key finds it;
 -- verified, method and proof once it is verified: the digest of the code that ended it, and the MACs over
 -- it; rejected, the time, and proof once its code rejected it), `address.<field>` and `mac.<field>` for each address, `seal.recipient`, and `<METHOD>.<what>` for each
 -- allowed method:

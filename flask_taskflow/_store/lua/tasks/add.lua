@@ -1,12 +1,12 @@
 -- Store a pending task and the codes it starts with, unless its key named a task before, or a limit forbids
 -- the messages; and end the owner's other pending tasks of the queue, if that is wanted.
--- Needs: base, expiry, fingerprints, finishing, happenings, limits, listings, loaded, recipients, reminders, sending, trimming
--- KEYS: task, pending, the four of recipients.lua, then the other tasks that its key may name, the tasks that
---       it replaces, the owner's indexes, and those of the addresses; then see sending.lua
+-- Needs: base, courses, expiry, fingerprints, finishing, happenings, limits, listings, loaded, recipients, reminders, sending, trimming
+-- KEYS: task, pending, the four of recipients.lua, then what its key is kept under, once for each secret key, the tasks
+--       that it replaces, the owner's indexes, and those of the addresses; then see sending.lua
 -- ARGV: id, ttl ms, when its codes go out (ms, 0: now), retention ms, priority, channel, limits,
 --       list of fields and values to store,
 --       list of macs of the messages' addresses or empty, after `~` if a device makes the codes,
---       list of (method, nonce, digest, issued) for each message, list of the ids that its key may name,
+--       list of (method, nonce, digest, issued) for each message, how often its key is kept,
 --       list of the owner's macs, number of the addresses' indexes, whether it replaces others (1 or 0),
 --       list of the ids that it replaces, fingerprints of the caller's secret keys,
 --       how long before its end its app is first reminded (ms, 0: never)
@@ -20,16 +20,18 @@ local starts = math.max(now, send_at)
 local priority, channel, limits = take(), take(), take_limits()
 local stored, macs = take_list(), take_list()
 local codes, methods = take_codes()
-local named, owner, addresses, replaces = take_list(), take_list(), take_number(), take() == '1'
-local replaced, own, first = take_list(), take_list(), 6 + math.max(#named - 1, 0)
+local named, owner, addresses, replaces = take_number(), take_list(), take_number(), take() == '1'
+local replaced, own, first = take_list(), take_list(), 6 + named
 local ahead = take_number()
 local owned = first + #replaced + #owner
 local indexes = { unpack(KEYS, first + #replaced + 1, owned + addresses) }
 local sends, expires = sends_at(owned + addresses + 1, methods, task, id, channel), starts + ttl
 
-for i, name in ipairs(named) do
-  local found = redis.call('HGETALL', i == 1 and task or KEYS[5 + i])
-  if #found > 0 then return { 'known', int(now), name, found } end
+-- A key names a task as long as that is kept.
+for i = 7, 6 + named do
+  local other = redis.call('GET', KEYS[i])
+  local found = other and redis.call('HGETALL', queue_keys .. 'task:' .. other) or {}
+  if #found > 0 then return { 'known', int(now), other, found } end
 end
 
 -- What is a minute late is sent at once; no code waits longer than a task may live.
@@ -70,6 +72,7 @@ keep_pending(pending)
 -- One that runs later is kept until then, and as long after it as others.
 local over = math.max(expires, tonumber(redis.call('HGET', task, 'run_at')) or 0)
 list_under(indexes, id, over + retention, now)
+for i = 7, 6 + named do redis.call('SET', KEYS[i], id, 'PXAT', int(over + retention)) end
 count_sends(recipients, macs, limits, now)
 happened.added(id, expires + retention, now)
 for _, method in ipairs(methods) do
