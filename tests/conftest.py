@@ -175,8 +175,8 @@ def fleet(make_fleet: MakeFleet, redis: Redis, server: str) -> Fleet:
 
 @pytest.fixture
 def mortal() -> Iterator[Server]:
-    """A server that the test may kill or stop."""
-    with own_server("--appendfsync", "everysec") as server:
+    """A server that the test may kill or stop; it keeps what it acknowledged, however slow its disk is."""
+    with own_server("--appendfsync", "always") as server:
         yield server
 
 

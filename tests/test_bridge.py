@@ -193,9 +193,10 @@ def packages(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         shutil.copy(NEST / "package.json", folder)
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=50, check=False)
-    if done.returncode:
-        pytest.skip(f"npm cannot install the original: {done.stderr:.500}")
+        try:
+            subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=50, check=True)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            pytest.skip(f"npm cannot install the original: {error} {error.stderr!r}"[:600])
     return folder / "node_modules"
 
 

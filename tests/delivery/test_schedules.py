@@ -189,7 +189,9 @@ def test_only_the_newest_definition_ticks(stage: Stage) -> None:
         new()
 
     assert early.ticks == []
-    assert [tick.timestamp() % 45 for tick in late.ticks] == [0] * 6
+    assert {tick.timestamp() % 45 for tick in late.ticks} == {0}
+    # Seven, if the test's own time takes it over the next one.
+    assert len(late.ticks) in (6, 7)
 
 
 def test_older_definition_ticks_again_once_nobody_has_the_newer_one(stage: Stage) -> None:
@@ -310,18 +312,20 @@ def test_clock_of_the_process_makes_no_difference(
 
 def test_threads_sleep_until_the_next_tick(stage: Stage) -> None:
     clock = Clock()
-    stage.taskflow.on_schedule(every(1), name="beat")(clock)
+    stage.taskflow.on_schedule(every(1), name="beat", catch_up="all")(clock)
     stage.start(poll=60)
     wait_until(lambda: clock.ticks)
     before = stage.redis.info("commandstats")["cmdstat_evalsha"]["calls"]
     seen = len(clock.ticks)
     wait_until(lambda: len(clock.ticks) >= seen + 2)
+    calls = stage.redis.info("commandstats")["cmdstat_evalsha"]["calls"] - before
+    ticks = len(clock.ticks) - seen
 
     assert {after - tick for tick, after in zip(clock.ticks, clock.ticks[1:], strict=False)} == {
         timedelta(seconds=1)
     }
     # A tick is offered, claimed and reported.
-    assert stage.redis.info("commandstats")["cmdstat_evalsha"]["calls"] - before <= 4 * 3
+    assert calls <= 4 * (ticks + 1)
 
 
 def test_schedule_that_no_process_has_is_told_by_the_doctor(stage: Stage) -> None:

@@ -458,7 +458,7 @@ def threads(post: Post) -> Post:
     """An app whose threads the test starts; nothing but a bell tells them of a send."""
     times: dict[str, Any] = {
         "send_timeout": 0.1,
-        "redis_timeout": 0.2,
+        "redis_timeout": 1,
         "send_backoff": 0.01,
         "send_fallback": 0.05,
     }

@@ -41,7 +41,7 @@ def test_request_starts_to_listen(stage: Stage) -> None:
 
     assert app.test_client().get("/nothing").status_code == 404
 
-    assert stage.listeners() == 1
+    wait_until(lambda: stage.listeners() == 1)
 
 
 @pytest.mark.parametrize("settings", [{"autostart": False}, {"eager": True}, {"TESTING": True}])
@@ -90,7 +90,7 @@ def test_stop_is_quick_and_may_be_repeated_and_undone(stage: Stage) -> None:
         stage.taskflow.start()
         stage.taskflow.start()
         assert own_threads() == ["taskflow-callbacks", "taskflow-listener", "taskflow-signals"]
-        assert stage.listeners() == 1
+        wait_until(lambda: stage.listeners() == 1)
 
     task = stage.verified()
     assert ear.tasks() == [task.id]
@@ -104,7 +104,7 @@ def test_start_from_many_threads_starts_one_set(stage: Stage) -> None:
     assert at_once(app, [stage.taskflow.start] * 20) == [None] * 20
 
     assert len(own_threads()) == 3
-    assert stage.listeners() == 1
+    wait_until(lambda: stage.listeners() == 1)
 
 
 @pytest.mark.parametrize("refused", ["taskflow-listener", "taskflow-signals", "taskflow-callbacks"])
@@ -174,7 +174,7 @@ def test_forked_child_has_a_listener_of_its_own(stage: Stage, spawn: Spawn, mode
     stage.app()
     process = spawn(mode)
     pids = {pid for _, pid in process.lines(2)}
-    assert stage.listeners() == 2
+    wait_until(lambda: stage.listeners() == 2)
 
     for _ in range(3):
         task = stage.verified()

@@ -307,6 +307,7 @@ def test_process_in_which_nothing_can_run_any_more_says_so(
     for _ in range(2):
         stage.verified(timeout=0.1)
     wait_until(lambda: "nothing more runs in this process" in caplog.text)
+    wait_until(current_service().operations.stuck)
     found = [item for item in examine(current_service()) if item.subject == "process"]
     hang.set()
 

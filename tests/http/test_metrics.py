@@ -22,6 +22,7 @@ from flask_taskflow.testing import travel
 from tests.operator.test_cli import run
 from tests.support import inside
 from tests.support.docs import ROOT, block, read
+from tests.support.fleet import wait_until
 from tests.support.stage import Stage
 from tests.support.tasks import other, refused
 
@@ -156,6 +157,8 @@ def test_scrape_while_redis_is_away_is_503(stage: Stage, mortal: Server) -> None
 def test_history_tells_minutes_and_hours(stage: Stage) -> None:
     stage.app(recipient_max_sends=1000)
     operations = inside.service().operations
+    # All of it is to be counted in one minute.
+    wait_until(lambda: stage.redis.time()[0] % 60 < 50)
     stage.add(), stage.verified()
     (key,) = stage.keys("counters")
     stage.redis.hincrby(key, "@minute", -61)

@@ -92,8 +92,10 @@ def test_dead_letters_are_found_and_replayed_and_a_queue_is_paused(desk: Desk, s
     wait_for(desk.driver, ".note", "2 dead letters run again.")
     assert (count(desk.board, "ready"), count(desk.board, "dead")) == (2, 1)
 
-    wait_for(desk.driver, "nav a", "Dead letters").click()
-    desk.find("input[type=checkbox]").click()
+    link = wait_for(desk.driver, "nav a", "Dead letters")
+    link.click()
+    desk.wait_until_left(link)
+    wait_for(desk.driver, "input[type=checkbox]").click()
     wait_for(desk.driver, "button", "Discard those selected").click()
     wait_for(desk.driver, ".question", "Forget 1 dead letters, for good?")
     wait_for(desk.driver, "button", "Yes").click()

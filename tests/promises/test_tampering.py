@@ -241,7 +241,7 @@ def test_attempts_survive_a_server_that_does_not_answer(
     make_app: MakeApp, taskflow: TaskFlow, box: Outbox, own_server: str, away: str, back: str
 ) -> None:
     """503 with `Retry-After`, and then the count goes on where it stood."""
-    app: Flask = make_app(redis_url=own_server, redis_timeout=0.2)
+    app: Flask = make_app(redis_url=own_server, redis_timeout=1)
     app.register_blueprint(taskflow.blueprint)
     client = app.test_client()
     with app.app_context(), Redis.from_url(own_server) as redis:

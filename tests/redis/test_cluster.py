@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def client(clustered: Cluster) -> Any:
-    return Connector(Config(redis_url=clustered.url, redis_timeout=0.3), None, "").client()
+    return Connector(Config(redis_url=clustered.url, redis_timeout=1), None, "").client()
 
 
 @pytest.fixture

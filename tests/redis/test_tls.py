@@ -16,6 +16,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from flask_taskflow import callback_succeeded, task_verified
 from flask_taskflow.testing import redis_server
+from tests.support.fleet import wait_until
 from tests.support.stage import Stage
 from tests.support.topologies import SLOTS, free_ports, wait_for, walk_through
 
@@ -264,6 +265,6 @@ def test_listener_that_is_refused_says_so_without_the_password(
 
     stage.start(redis_url=url)
 
-    assert "The listener lost Redis: AuthenticationError: " in caplog.text
+    wait_until(lambda: "The listener lost Redis: AuthenticationError: " in caplog.text)
     assert PASSWORD not in caplog.text
     assert QUOTED not in caplog.text

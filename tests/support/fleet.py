@@ -140,7 +140,8 @@ class Fleet:
     def events(self, *names: str) -> list[dict[str, Any]]:
         """Return what happened so far, or those events only."""
         path = self.directory / "events"
-        lines = path.read_text().splitlines() if path.exists() else []
+        # A line may be half written.
+        lines = path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
         found: list[dict[str, Any]] = [json.loads(line) for line in lines]
         return [event for event in found if not names or event["event"] in names]
 

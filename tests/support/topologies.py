@@ -30,7 +30,7 @@ from tests.support.stage import Stage
 DEADLINE = 60.0
 _PATIENCE = 600_000
 # Milliseconds until who is silent counts as dead.
-_SILENT_NODE, _SILENT_PRIMARY = 1000, 500
+_SILENT_NODE, _SILENT_PRIMARY = 1500, 1500
 SLOTS = 16384
 
 
@@ -276,7 +276,7 @@ def _cluster_node(folder: Path, port: int, bus: int) -> Node:
 
 @contextmanager
 def cluster() -> Iterator[Cluster]:
-    """Run a cluster that promotes the replica of a primary about a second after its end."""
+    """Run a cluster that promotes the replica of a primary some seconds after its end."""
     with _place() as (folder, stack):
         ports = free_ports(12)
         pairs = zip(ports[:6], ports[6:], strict=True)
@@ -367,7 +367,7 @@ class Watched:
 
 @contextmanager
 def sentinel() -> Iterator[Watched]:
-    """Run a primary, two replicas and three sentinels that act half a second after the primary's end."""
+    """Run a primary, two replicas and three sentinels that act some seconds after the primary's end."""
     with _place() as (folder, stack):
         primary = _run(stack, folder)
         replica = ("--replicaof", f"127.0.0.1 {primary.port}")
