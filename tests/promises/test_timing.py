@@ -24,8 +24,8 @@ def run_benchmark(name: str, *arguments: str, timeout: float = 580) -> subproces
 def test_wrong_code_takes_as_long_as_unknown_id(fsync: str) -> None:
     """And tasks that are over, of an authenticator, or of an owner, and the page of another browser's.
 
-    The standard error of 300 pairs is 0.024: 0.1 is four of them, one false alarm in 10,000 measurements. Two of
-    them one after the other are none.
+    The standard error of 300 pairs is 0.024: 0.1 is four of them, one false alarm in 10,000 times. Two times
+    one after the other are no false alarm.
     """
     for _ in range(2):
         result = run_benchmark("timing", "--fsync", fsync, "--pairs", "300", "--within", "0.1")
