@@ -224,26 +224,10 @@ class Asked:
     def read(cls, owner: str) -> Asked:
         """Return the current request.
 
-        :raises UnsupportedMediaType: if it has files.
+        :raises UnsupportedMediaType: if it has files, or a body that others have read and did not keep.
         :raises RequestEntityTooLarge: if it has too much to be kept.
         """
-        maximum = current_service().config.max_data_size
-        too_large = f"A request that waits for its code can have {maximum} bytes at most."
-        if (request.content_length or 0) > maximum:
-            raise RequestEntityTooLarge(too_large)
-        # One more than the limit: Werkzeug cuts a body without a length at its maximum and says nothing.
-        request.max_content_length = min(request.max_content_length or maximum + 1, maximum + 1)
-        kind, raw = request.mimetype, request.get_data()
-        if len(raw) > maximum:
-            raise RequestEntityTooLarge(too_large)
-        if kind == "multipart/form-data" or (not raw and (request.form or request.files)):
-            # Somebody has read it, such as a protection against CSRF; or its boundary is another each time.
-            if request.files:
-                raise UnsupportedMediaType("A request that waits for its code can have no files.")
-            kind = "application/x-www-form-urlencoded"
-            raw = urlencode(list(request.form.items(multi=True))).encode()
-        if len(raw) * 4 // 3 > maximum - 2000:
-            raise RequestEntityTooLarge(too_large)
+        kind, raw = _body(current_service().config.max_data_size)
         return cls(
             owner,
             {
@@ -261,6 +245,41 @@ class Asked:
     def mac(self) -> str:
         """Return what names it among its owner's requests."""
         return current_service().keyring.seal("gate", self.owner, *self.kept.values())
+
+
+def _body(maximum: int) -> tuple[str, bytes]:
+    """Return the type and the bytes of the current request's body: all that a view can read of it.
+
+    :param maximum: how many bytes can be kept.
+    """
+    too_large = f"A request that waits for its code can have {maximum} bytes at most."
+    brought = request.content_length or int("Transfer-Encoding" in request.headers)
+    if brought > maximum:
+        raise RequestEntityTooLarge(too_large)
+    # There is one as soon as somebody reads it, such as a protection against CSRF.
+    was_read = "stream" in vars(request)
+    # One more than the limit: Werkzeug cuts a body without a length at its maximum and says nothing.
+    request.max_content_length = min(request.max_content_length or maximum + 1, maximum + 1)
+    kind = request.mimetype
+    is_multipart = kind == "multipart/form-data"
+    # The boundary is another each time: of such a form a view can read the fields, and its bytes no more.
+    raw = request.get_data(parse_form_data=is_multipart)
+    if len(raw) > maximum:
+        raise RequestEntityTooLarge(too_large)
+    if was_read and len(raw) < brought and not (request.form or request.files):
+        raise UnsupportedMediaType("This request cannot wait for its code: its body was read before.")
+    if is_multipart or not raw:
+        if any(file.filename for _, file in request.files.items(multi=True)):
+            raise UnsupportedMediaType("A request that waits for its code can have no files.")
+        if raw:
+            # Somebody has kept them.
+            kind = request.content_type or kind
+        elif is_multipart or request.form:
+            kind = "application/x-www-form-urlencoded"
+            raw = urlencode(list(request.form.items(multi=True))).encode()
+    if len(raw) * 4 // 3 > maximum - 2000:
+        raise RequestEntityTooLarge(too_large)
+    return kind, raw
 
 
 def replay(task_id: str, **prefix: object) -> ResponseReturnValue:

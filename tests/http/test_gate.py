@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from flask import Flask, request, session
+from flask import Flask, g, request, session
 from flask.testing import FlaskClient
 from flask_wtf import CSRFProtect
 from flask_wtf.csrf import generate_csrf
@@ -188,6 +188,72 @@ def test_request_with_another_byte_is_refused(shop: Shop) -> None:
 
     assert (statuses, shop.runs) == ({403}, [])
     assert shop.ask(headers={"Taskflow-Task": headers["Taskflow-Task"]}).status_code == 201
+
+
+PART = 'Content-Disposition: form-data; name="to"\r\n\r\nBob\r\n'
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("multipart/form-data", '{"to": "Bob", "n": 1}'),
+        ("multipart/form-data; boundary=a", f"n: 1\r\n--a\r\n{PART}--a--\r\n"),
+        ("multipart/form-data; boundary=a", f"--a\r\n{PART}--a--\r\nn: 1"),
+        ("multipart/form-data; boundary=a", f"--a\r\nN: 1\r\n{PART}--a--\r\n"),
+    ],
+)
+@pytest.mark.parametrize("kept", [False, True])
+def test_view_reads_no_bytes_that_were_not_confirmed(shop: Shop, kind: str, body: str, kept: bool) -> None:
+    """Whatever a body says to be, and also where the app reads it before it is asked for a code."""
+    seen: list[bytes] = []
+
+    def view() -> Any:
+        seen.append(request.get_data() + repr(request.form).encode())
+        return "ran"
+
+    if kept:
+        shop.app.before_request(lambda: request.get_data() and None)
+    shop.app.add_url_rule("/pay", view_func=shop.gate(view), methods=["POST"], endpoint="pay")
+    asked: dict[str, Any] = {"path": "/pay", "content_type": kind}
+    for changed in (body, body.replace("1", "1000000")):
+        task_id = shop.confirmed(data=body, **asked)
+        shop.ask(data=changed, headers={"Taskflow-Task": task_id}, **asked)
+
+    assert len(set(seen)) == 1
+
+
+def keep_body() -> None:
+    g.body = request.get_data(cache=False)
+
+
+def read_some() -> None:
+    request.stream.read(3)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=a", "text/plain"])
+@pytest.mark.parametrize("read", [keep_body, read_some])
+def test_body_that_others_have_read_and_not_kept_is_refused(
+    shop: Shop, read: Callable[[], None], kind: str
+) -> None:
+    shop.app.before_request(read)
+    shop.app.add_url_rule("/see", view_func=shop.gate(lambda: shop.transfer(1)), endpoint="see")
+    answer = shop.ask(data=b'{"to": "Bob"}', content_type=kind)
+
+    assert (answer.status_code, len(shop.stage.box)) == (415, 0)
+    assert "its body was read before" in answer.text
+    assert shop.client.get("/see", headers=HTML).status_code == 303
+
+
+@pytest.mark.parametrize("name", ["", "x.txt"])
+def test_form_waits_if_no_file_was_chosen_for_it(shop: Shop, name: str) -> None:
+    file = PART.replace('"to"', f'"f"; filename="{name}"')
+    body = f"--a\r\n{PART}--a\r\n{file}--a--\r\n"
+    answer = shop.ask(data=body, content_type="multipart/form-data; boundary=a")
+
+    assert answer.status_code == (415 if name else 303)
+    if not name:
+        shop.client.get(shop.type(answer.location))
+        assert shop.runs == [("POST", 1, "x", {"to": "Bob"})]
 
 
 def test_others_and_other_browsers_are_refused_alike(shop: Shop) -> None:
