@@ -243,10 +243,10 @@ def _resend(task_id: str, method: str, otp: OTP) -> ResponseReturnValue:
 
 
 def _correct(task_id: str, method: str, otp: OTP) -> ResponseReturnValue:
-    fields = {name: request.form[name] for name in current_config().correctable if request.form.get(name)}
+    offered = _page(task_id, method).correctable
+    fields = {name: request.form[name] for name in offered if request.form.get(name)}
     if not fields:
         raise InvalidTask("no address was given that may be corrected")
-    _look(task_id)
     current_service().update_recipient(task_id, fields)
     return redirect(Page(**_place()).url_for(method=method, sent="new"), 303)
 

@@ -148,10 +148,13 @@ class Page:
 
     @property
     def correctable(self) -> list[str]:
-        """The fields of the recipient that may be corrected here."""
+        """The fields of the recipient that may be corrected here.
+
+        None is added, and none is changed for a view that waits: its app says who gets the code.
+        """
         channels = current_service().channels
         used = {channels[method].address_field for method in self.all_ways}
-        return [field for field in self.may_correct if field in used]
+        return [field for field in self.may_correct if field in used and not self.is_gated]
 
     @cached_property
     def method(self) -> str:

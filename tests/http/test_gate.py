@@ -256,6 +256,16 @@ def test_form_waits_if_no_file_was_chosen_for_it(shop: Shop, name: str) -> None:
         assert shop.runs == [("POST", 1, "x", {"to": "Bob"})]
 
 
+def test_code_for_a_view_goes_to_no_other_address(stage: Stage) -> None:
+    shop = Shop(stage, correctable=["email"])
+    page = shop.ask().location
+    offered = 'name="email"' in shop.client.get(page, headers=HTML).text
+    form = {"action": "correct", "method": "EMAIL", "email": "eve@example.com"}
+
+    assert (offered, shop.client.post(page, data=form, headers=OWN).status_code) == (False, 422)
+    assert [message.addresses for message in stage.box] == [(EMAIL,)]
+
+
 def test_others_and_other_browsers_are_refused_alike(shop: Shop) -> None:
     task_id = shop.confirmed()
     replay = f"/taskflow/tasks/{task_id}/replay"

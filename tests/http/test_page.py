@@ -331,6 +331,17 @@ def test_address_is_corrected_if_the_app_allows(stage: Stage, correctable: tuple
     assert page.post(action="correct", phone_number="+441234567890").status_code == 422
 
 
+def test_only_what_the_page_offers_is_corrected(stage: Stage) -> None:
+    page = Browser(stage, correctable=["email", "phone_number"])
+    page.add(recipient={"email": EMAIL}).post(action="correct", phone_number=PHONE)
+    only_email = stage.taskflow.get_task(page.task.id)
+    page.add(allowed_methods=["EMAIL"]).post(action="correct", phone_number="+12025550111")
+    other_method = stage.taskflow.get_task(page.task.id)
+
+    assert (only_email.recipient.phone_number, other_method.recipient.phone_number) == (None, PHONE)
+    assert len(stage.box) == 2
+
+
 @pytest.mark.parametrize("by_code", [False, True])
 def test_who_did_not_ask_ends_it(page: Browser, by_code: bool) -> None:
     otp = page.stage.box[-1].otp
