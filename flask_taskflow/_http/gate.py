@@ -302,6 +302,7 @@ def replay(task_id: str, **prefix: object) -> ResponseReturnValue:
 def _replayed(task_id: str, kept: Mapping[str, str]) -> Response:
     """Return a response that is the app's answer to a kept request, with nothing of this one's."""
     app, body = _app(), base64.b64decode(kept["body"])
+    here = f"{request.scheme}://{request.host}"
 
     class Replayed(app.response_class):  # type: ignore[name-defined, misc]
         def __call__(self, environ: Any, start_response: Any) -> Any:
@@ -313,6 +314,10 @@ def _replayed(task_id: str, kept: Mapping[str, str]) -> Response:
                 "CONTENT_TYPE": kept["type"],
                 "CONTENT_LENGTH": str(len(body)),
                 "wsgi.input": io.BytesIO(body),
+                # It comes from this site, as its cookie and the code say. Not every browser says so after a
+                # "Refresh", and protections against CSRF ask.
+                "HTTP_ORIGIN": here,
+                "HTTP_REFERER": f"{here}/",
                 _CONFIRMED: task_id,
             }
             # What wraps the app was passed on the way here.

@@ -490,6 +490,27 @@ def test_form_with_a_token_against_csrf_is_replayed_with_it(stage: Stage) -> Non
     assert shop.ask().status_code == 400
 
 
+@pytest.mark.parametrize("referrer", [None, "https://elsewhere.example/", "https://localhost/page"])
+def test_form_over_https_is_replayed_whatever_the_browser_says_of_where_it_was(
+    stage: Stage, referrer: str | None
+) -> None:
+    shop = Shop(stage)
+    CSRFProtect(shop.app)
+    shop.app.add_url_rule("/token", view_func=generate_csrf)
+    safe: dict[str, Any] = {"base_url": "https://localhost"}
+    own = {**OWN, "Referer": "https://localhost/form"}
+    with shop.client.session_transaction(**safe) as known:
+        known["user"] = "ann"
+    token = shop.client.get("/token", **safe).text
+    page = shop.ask(data={**FORM, "csrf_token": token}, headers=own, **safe).location
+    form = {"otp": stage.box[-1].otp, "method": "EMAIL", "csrf_token": token}
+    shop.client.post(page, data=form, headers=own, **safe)
+    after = {"Referer": referrer} if referrer else {}
+    answer = shop.client.get(f"{page}/replay", headers=after, **safe)
+
+    assert (answer.status_code, answer.get_json()) == (201, {"run": 1})
+
+
 def test_gate_under_a_prefix_with_variables_leads_to_the_page_there(stage: Stage) -> None:
     shop, path = Shop(stage, prefix="/<tenant>"), "/acme/transfers/1"
 
