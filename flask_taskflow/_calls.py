@@ -51,7 +51,7 @@ class Calls:
         :param holder: whether the task carries a secret, ``holder``, that its codes need; see ``hold``.
         :param owner: whose task and wrong codes these are, a text such as ``user:17``; see :meth:`tasks_of`.
         :param key: names the action of the owner: the same call returns its task, unsent, while that is kept.
-        :param replace: end the owner's other pending tasks of this queue.
+        :param replace: end the owner's other tasks of this queue, as :meth:`cancel_tasks` does.
         :param next_url: where its person goes on after the code: a path, or a URL of ``TASKFLOW_NEXT_HOSTS``.
         :param run_at: when its callbacks run, an aware time; until then :meth:`cancel_task` cancels it.
         :param send_at: when its codes go out, an aware time of the next 30 days; ``ttl`` counts from then on.
@@ -142,9 +142,10 @@ class Calls:
     def cancel_task(self, task_id: str) -> Task[Any]:
         """End a pending task; its codes are worth nothing any more.
 
-        A task that is verified and runs later, by ``run_at``, is cancelled, too, unless a callback has begun.
+        A task that failed and could be sent a code again is ended, too, and one that is verified and runs
+        later, by ``run_at``, unless a callback has begun.
 
-        :raises OTPRejected: if it is neither.
+        :raises OTPRejected: if it is none of these.
         :raises redis.RedisError: if Redis did not answer.
         """
         return self._service().cancel_task(task_id)
@@ -177,7 +178,7 @@ class Calls:
         return self._service().tasks_of(owner, queue)
 
     def cancel_tasks(self, owner: str, *, queue: str | None = None) -> list[Task[Any]]:
-        """End the pending tasks of an owner; return those that were ended.
+        """End the tasks of an owner that are pending or may be again; return those that were ended.
 
         :param owner: as it was given to :meth:`add_task`.
         :param queue: only those of one queue.

@@ -399,7 +399,7 @@ class Service:
         return self.store.get(task_id, held=self.keyring.is_holder(task_id, holder))
 
     def cancel_task(self, task_id: str) -> Task[Any]:
-        """End a pending task, or one that is verified and runs later."""
+        """End a task that is pending or may be again, or one that is verified and runs later."""
         _check_id(task_id)
         return self._tell_ended(self.store.cancel(task_id))
 
@@ -410,10 +410,10 @@ class Service:
         return self.listings.newest_first(queues, label)
 
     def cancel_tasks(self, owner: str, queue: str | None) -> list[Task[Any]]:
-        """End the pending tasks of an owner."""
+        """End the tasks of an owner that are pending, or may be again."""
         ended = []
         for task in self.tasks_of(owner, queue):
-            if task.status is Status.PENDING:
+            if task.status in (Status.PENDING, Status.FAILED):
                 # It may have ended meanwhile.
                 with suppress(OTPRejected):
                     ended.append(self.cancel_task(task.id))

@@ -145,6 +145,48 @@ def test_end_of_a_task_that_had_failed_before_is_followed_too(post: Post) -> Non
     assert seen == ["FAILED", "CANCELLED"]
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda taskflow, task: taskflow.cancel_task(task.id),
+        lambda taskflow, task: taskflow.cancel_tasks("user:17"),
+        lambda taskflow, task: add(taskflow, owner="user:17", replace=True),
+    ],
+    ids=["cancel_task", "cancel_tasks", "replace"],
+)
+def test_failed_task_that_may_live_again_is_ended_for_good(
+    post: Post, end: Callable[[TaskFlow, Task[Any]], object]
+) -> None:
+    ended, seen = post.hear(task_ended), follow(post, "CANCELLED")
+    post.app(resend_cooldown=0)
+    post.email.moods = [Reject("no such mailbox")]
+    task = post.add_for("EMAIL", owner="user:17")
+    post.run()
+    assert post.status(task) is Status.FAILED
+
+    end(post.taskflow, task)
+
+    assert refused(TaskNotPending, post.taskflow.resend_otp, task.id, "EMAIL").status == "CANCELLED"
+    assert ended.next()["task"].status is Status.FAILED
+    assert ended.next()["task"].status is Status.CANCELLED
+    post.run()
+    assert seen == [f"{task.id} CANCELLED"]
+
+
+def test_failed_task_whose_life_is_over_stays_as_it_is(post: Post) -> None:
+    post.app()
+    post.email.moods = [Reject("no such mailbox")]
+    task = post.add_for("EMAIL", owner="user:17", ttl=60)
+    post.run()
+    post.run(after=61)
+
+    assert refused(TaskNotPending, post.taskflow.cancel_task, task.id).status == "FAILED"
+    assert post.taskflow.cancel_tasks("user:17") == []
+    add(post.taskflow, owner="user:17", replace=True)
+
+    assert post.status(task) is Status.FAILED
+
+
 def test_end_of_a_task_that_could_not_be_sent_is_followed(post: Post) -> None:
     seen = follow(post, "FAILED")
     post.app()

@@ -271,7 +271,7 @@ class TaskStore:
         return self._issued(task.id, reply, methods), pairs_of(reply[2])
 
     def cancel(self, task_id: str) -> Task[Any]:
-        """End a pending task, or a verified one whose callbacks wait for its time.
+        """End a task that is pending or may be again, or a verified one whose callbacks wait for its time.
 
         :raises OTPRejected: if it is neither.
         """

@@ -59,17 +59,21 @@ def test_task_lives_as_the_page_tells(stage: Stage) -> None:
 
 def test_task_fails_and_comes_back_as_the_page_tells(post: Post) -> None:
     lines = [line for line in steps("why.md", "walk task") if "FAILED" in line]
+    post.app(resend_cooldown=0)
     task = post.add()
     seen = [post.taskflow.get_task(task.id).status]
-    post.email.moods.append(Reject("no such mailbox"))
+    post.email.moods += [Reject("no such mailbox")] * 2
     post.taskflow.run_due()
     seen.append(post.taskflow.get_task(task.id).status)
     post.taskflow.resend_otp(task.id, "EMAIL")
     seen.append(post.taskflow.get_task(task.id).status)
+    post.taskflow.run_due()
+    seen += [post.taskflow.get_task(task.id).status, post.taskflow.cancel_task(task.id).status]
 
     assert lines == [
         (seen[0], seen[1], "no method can send its code"),
         (seen[1], seen[2], "resend_otp, within its ttl"),
+        (seen[3], seen[4], "cancel_task, within its ttl"),
     ]
 
 

@@ -1,6 +1,6 @@
 -- Shared by the steps on the tasks of a person. `owner:<MAC of the owner>` and `address:<MAC of an address>` list the
 -- ids of a queue's tasks, by when they are forgotten at the latest; there is one for each secret key.
--- Needs: base, expiry
+-- Needs: base, courses, expiry, tasks
 
 -- The ids that some indexes list, each once.
 local function listed(indexes)
@@ -14,12 +14,12 @@ local function listed(indexes)
   return ids
 end
 
--- Those of them that are pending.
-local function listed_pending(indexes, pending, now)
+-- Those of them that can still end.
+local function listed_open(indexes, now)
   local ids = {}
   for _, id in ipairs(listed(indexes)) do
-    local ends = redis.call('ZSCORE', pending, id)
-    if ends and now < tonumber(ends) then append(ids, { id }) end
+    local status, expires = unpack(redis.pcall('HMGET', queue_keys .. 'task:' .. id, 'status', 'expires'))
+    if tonumber(expires) and not closed_for_good(status, expires, now) then append(ids, { id }) end
   end
   return ids
 end

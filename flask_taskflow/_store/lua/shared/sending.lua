@@ -76,8 +76,7 @@ local function start_of(task) return math.max(task.created, tonumber(task.send_a
 -- The word that forbids a task another message, or nil. Near its end a code could not be read in time: that
 -- is 20 s before, or half the life of a task that is as short as that.
 local function sends_over(task, now)
-  local failed = task.status == 'FAILED' and now < tonumber(task.expires)
-  local over = ended(failed and 'PENDING' or task.status, task.expires, now)
+  local over = closed_for_good(task.status, task.expires, now)
   if over then return over end
   local left, life = task.expires - now, task.expires - start_of(task)
   if left < math.min(20000, life / 2) then return { 'too_late' } end

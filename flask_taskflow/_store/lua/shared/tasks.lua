@@ -40,6 +40,13 @@ local function ended(status, expires, now)
   if now >= tonumber(expires) then return { 'expired' } end
 end
 
+-- The word that forbids a step on a task that can end no more, or nil. One that failed may be sent codes again in its
+-- life.
+local function closed_for_good(status, expires, now)
+  local failed = status == 'FAILED' and now < tonumber(expires)
+  return ended(failed and 'PENDING' or status, expires, now)
+end
+
 -- The macs of the address in a recipient's field and of the task's owner, false where there is none.
 local function counted_for(key, field)
   return unpack(redis.call('HMGET', key, 'mac.' .. (field or ''), 'mac.owner'))

@@ -1,5 +1,5 @@
 -- Store a pending task and the codes it starts with, unless its key named a task before, or a limit forbids
--- the messages; and end the owner's other pending tasks of the queue, if that is wanted.
+-- the messages; and end the owner's other tasks of the queue, if that is wanted.
 -- Needs: base, courses, expiry, fingerprints, finishing, happenings, limits, listings, loaded, recipients, reminders, sending, trimming
 -- KEYS: task, pending, the four of recipients.lua, then what its key is kept under, once for each secret key, the tasks
 --       that it replaces, the owner's indexes, and those of the addresses; then see sending.lua
@@ -45,7 +45,7 @@ end
 check_sends(sends)
 check_indexes(pending, recipients)
 if replaces then
-  local others = listed_pending({ unpack(indexes, 1, #owner) }, pending, now)
+  local others = listed_open({ unpack(indexes, 1, #owner) }, now)
   if table.concat(others, ' ') ~= table.concat(replaced, ' ') then return { 'others', others } end
 end
 for i = 1, #replaced do

@@ -1,4 +1,4 @@
--- End a pending task, or a verified one whose callbacks wait for its time, unless one of them has begun.
+-- End a pending task, one that failed and may live again, or a verified one whose callbacks wait for its time, unless one of them has begun.
 -- Needs: base, deliveries, fingerprints, finishing, handlers, listeners, loaded, soundness, tasks
 -- KEYS: task, pending, handlers, unclaimed
 -- ARGV: id, retention ms, fingerprints of the caller's secret keys
@@ -21,7 +21,7 @@ local function recall()
 end
 
 local task = load(key)
-local over = ended(task.status, task.expires, now)
+local over = closed_for_good(task.status, task.expires, now)
 local runs_later = task.status == 'SUCCESS' and task.run_at
 if over and not runs_later then return over end
 local lacks = lacks_key(own, seals_of(task))
