@@ -16,12 +16,13 @@ from flask import Flask, current_app, has_request_context, request
 
 from . import signals
 from ._inert import inert
+from ._log import Logger
 from ._tasks import Status, Task, mask, mask_all
 from .errors import OTPRejected, ResendTooSoon, SendLimitReached, TaskExpired
 
-logger = logging.getLogger("flask_taskflow.audit")
+logger = Logger("flask_taskflow.audit")
 # Where logging is not set up, Python would print the bare event names.
-logger.addHandler(logging.NullHandler())
+logger.logger.addHandler(logging.NullHandler())
 
 _USER_AGENT_MAX = 200
 _TASK_ID_MAX = 64

@@ -1,4 +1,7 @@
-"""The package's loggers: no text of a stranger acts on who reads them, and none holds up our threads."""
+"""The package's loggers: no text of a stranger acts on who reads them, and nothing that logs is in our way.
+
+Filters, handlers and formatters are an app's. They may raise, wait, or end a thread.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ else:
     _Adapter = logging.LoggerAdapter
 
 from ._inert import inert
+from ._interrupts import is_for_caller
 
 Work = Callable[[], object]
 
@@ -41,6 +45,8 @@ class _Harmless(logging.Filter):
 
 _FRAME = re.compile(r'[ |]*File "')
 _harmless_filter = _Harmless()
+#: Tells of errors, unless ``logging.raiseExceptions`` is false.
+_report = logging.Handler()
 
 
 def _harmless(part: str) -> str:
@@ -49,13 +55,6 @@ def _harmless(part: str) -> str:
     before, _, after = part.partition(text) if text else (part, "", "")
     lines = text.split("\n") if _FRAME.match(text) else [text]
     return before + "\n".join(map(inert, lines)) + after
-
-
-def get_logger(name: str) -> logging.Logger:
-    """Return a logger of the package by its name."""
-    logger = logging.getLogger(name)
-    logger.addFilter(_harmless_filter)
-    return logger
 
 
 def tell_by(hand: Callable[[Work], None]) -> None:
@@ -67,10 +66,15 @@ def tell_by(hand: Callable[[Work], None]) -> None:
 
 
 class Logger(_Adapter):
-    """A logger by its name, which obeys :func:`tell_by`."""
+    """A logger by its name, which obeys :func:`tell_by`.
+
+    An error that comes up while it logs goes to the standard error, as Python does with those of handlers.
+    """
 
     def __init__(self, name: str) -> None:
-        super().__init__(get_logger(name), {})
+        logger = logging.getLogger(name)
+        logger.addFilter(_harmless_filter)
+        super().__init__(logger, {})
 
     def log(self, level: int, msg: object, *args: object, **options: Any) -> None:
         """Log, or let another thread log."""
@@ -80,6 +84,14 @@ class Logger(_Adapter):
             options["exc_info"] = sys.exc_info()
         hand = getattr(_here, "hand", None)
         if hand is None:
-            self.logger.log(level, msg, *args, stacklevel=3, **options)
+            self._tell(level, msg, *args, stacklevel=3, **options)
         else:
-            hand(partial(self.logger.log, level, msg, *args, **options))
+            hand(partial(self._tell, level, msg, *args, **options))
+
+    def _tell(self, level: int, msg: object, *args: object, **options: Any) -> None:
+        try:
+            self.logger.log(level, msg, *args, **options)
+        except BaseException as error:
+            if is_for_caller(error):
+                raise
+            _report.handleError(logging.makeLogRecord({"name": self.logger.name, "msg": msg, "args": args}))

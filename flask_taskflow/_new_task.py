@@ -24,7 +24,7 @@ from ._checks import (
 from ._config.config import Config
 from ._config.providers import check_locale
 from ._keyring import Keyring
-from ._log import get_logger
+from ._log import Logger
 from ._store.keys import Keys
 from ._store.records import SUMMARY_MAX, Draft, dump_data, dump_fixed
 from ._tasks import Recipient, is_gated
@@ -32,7 +32,7 @@ from .errors import InvalidTask
 from .strategies import Channel
 from .strategies._texts import requested_locale
 
-logger = get_logger(__name__)
+logger = Logger(__name__)
 
 _TIMEOUT_MAX = 365 * 86400.0
 #: So many times an app may be reminded of a task.

@@ -26,7 +26,7 @@ from ._delivery.sender import Sender
 from ._delivery.threads import Runtime
 from ._keyring import Keyring, Presented
 from ._lock import Lock
-from ._log import get_logger
+from ._log import Logger
 from ._new_task import NewTask, read_change
 from ._otp import OTP, read_code
 from ._redis.connector import Connector
@@ -61,7 +61,7 @@ from .errors import (
 )
 from .strategies import Channel, Channels
 
-logger = get_logger(__name__)
+logger = Logger(__name__)
 
 _STATE = "taskflow.state"
 _complain = Seldom(60.0)

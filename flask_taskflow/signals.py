@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from blinker import NamedSignal, Namespace
 
 from ._interrupts import is_interrupt
-from ._log import get_logger
+from ._log import Logger
 
 if TYPE_CHECKING:
     from flask import Flask
 
-logger = get_logger(__name__)
+logger = Logger(__name__)
 
 _signals = Namespace()
 

@@ -8,14 +8,14 @@ from typing import Final
 from redis import ResponseError
 
 from .._checks import SCHEDULES
-from .._log import get_logger
+from .._log import Logger
 from .._seldom import Seldom
 from .._store.deliveries import DeliveryStore
 from .._store.keys import Consumer
 from .._store.queues import Queues
 from .._store.registrations import Registration
 
-logger = get_logger(__name__)
+logger = Logger(__name__)
 
 _COMPLAIN = 60.0
 

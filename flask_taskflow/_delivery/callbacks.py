@@ -17,7 +17,7 @@ from .. import _journal as journal
 from .._checks import SCHEDULES, check_name, check_seconds
 from .._inert import inert
 from .._interrupts import is_interrupt
-from .._log import get_logger
+from .._log import Logger
 from .._store.deliveries import DeliveryStore, End
 from .._store.keys import Consumer
 from .._store.records import Claimed
@@ -37,7 +37,7 @@ from .attempts import (
     running,
 )
 
-logger = get_logger(__name__)
+logger = Logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +239,6 @@ class CallbackRunner:
 
     def _tell_done(self, item: Claimed, accepted: bool) -> None:
         if accepted:
-            logger.debug("%s is done.", item)
             journal.callback_succeeded(**_told_of(item))
             return
         logger.warning("%s succeeded, but its delivery was lost or taken: it may run twice.", item)

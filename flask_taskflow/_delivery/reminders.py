@@ -9,7 +9,7 @@ import time
 from functools import partial
 
 from .. import _journal as journal
-from .._log import get_logger
+from .._log import Logger
 from .._store.deliveries import DeliveryStore, End
 from .._store.keys import REMINDERS
 from .._store.queues import Queues
@@ -19,7 +19,7 @@ from ..errors import KeyMissing, TaskTampered
 from .all_queues import AllQueues
 from .attempts import Attempt, Report, lost_text
 
-logger = get_logger(__name__)
+logger = Logger(__name__)
 
 
 class ReminderRunner(AllQueues):

@@ -19,7 +19,7 @@ from typing import Any
 
 from .._checks import SCHEDULES, check_seconds, shown
 from .._config.config import current_config
-from .._log import get_logger
+from .._log import Logger
 from .._store.records import Claimed
 from .._store.schedules import NEW, Offer, ScheduleStore, Standing, State
 from .._tasks import Status, Task
@@ -28,7 +28,7 @@ from .attempts import current_delivery
 from .callbacks import Callback
 from .timing import Timing, digest_of, last_ticks
 
-logger = get_logger(__name__)
+logger = Logger(__name__)
 
 #: So many missed ticks ``catch_up="all"`` makes up for at most.
 CATCH_UP_MAX = 100

@@ -11,7 +11,7 @@ from redis import RedisError
 
 from .. import _journal as journal
 from .._keyring import Keyring, new_nonce
-from .._log import get_logger
+from .._log import Logger
 from .._otp import OTP, read_code
 from .._store.records import Code, Issued
 from .._store.sends import CodeStore
@@ -20,7 +20,7 @@ from ..errors import ConfigError, InvalidCode, OutcomeUnknown, Reject, Retry, Se
 from ..strategies import Channel, Channels
 from .attempts import asked_after, own_place
 
-logger = get_logger(__name__)
+logger = Logger(__name__)
 
 _TEXT_MAX = 200
 

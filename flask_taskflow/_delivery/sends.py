@@ -17,7 +17,7 @@ from redis import RedisError
 
 from .. import _journal as journal
 from .._interrupts import is_interrupt
-from .._log import get_logger
+from .._log import Logger
 from .._store.deliveries import DeliveryStore
 from .._store.keys import Consumer
 from .._store.queues import Queues
@@ -28,7 +28,7 @@ from .all_queues import AllQueues
 from .attempts import Attempt, Report, ReportOnce, compute_backoff, lost_text, read_after
 from .sender import Failure, Sender
 
-logger = get_logger(__name__)
+logger = Logger(__name__)
 
 
 class SendSettings(NamedTuple):

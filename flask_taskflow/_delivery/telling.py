@@ -12,13 +12,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from .._log import get_logger
+from .._log import Logger
 from .._seldom import Seldom
 
 if TYPE_CHECKING:
     from flask import Flask
 
-logger = get_logger(__name__)
+logger = Logger(__name__)
 
 #: So much waits to be told at most; then the oldest is dropped.
 _WAITING_MAX = 10_000

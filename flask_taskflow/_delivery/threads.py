@@ -14,8 +14,9 @@ from collections import deque
 from contextlib import suppress
 
 from .. import signals
+from .._interrupts import is_ours
 from .._lock import Lock
-from .._log import get_logger
+from .._log import Logger
 from .._redis.connector import Connector
 from .._store.deliveries import NOBODY
 from .._store.keys import Keys, tag_of
@@ -24,7 +25,7 @@ from .engine import Engine
 from .engines import Engines
 from .listener import Listener
 
-logger = get_logger(__name__)
+logger = Logger(__name__)
 
 _SUBSCRIBE_WAIT = 1.0
 _LISTENER_JOIN = 2.0
@@ -105,7 +106,7 @@ class Runtime:
     @property
     def may_start(self) -> bool:
         """Whether they may start by themselves: not while they stop, nor for what still runs of them."""
-        return not self._stopping and not threading.current_thread().name.startswith("taskflow-")
+        return not self._stopping and not is_ours()
 
     def alive(self) -> bool | None:
         """Tell whether the threads live and bells are heard; ``None`` if none were started."""

@@ -17,7 +17,7 @@ from flask.typing import ResponseReturnValue
 from redis import RedisError
 from werkzeug.exceptions import MethodNotAllowed, RequestEntityTooLarge, Unauthorized, UnsupportedMediaType
 
-from .._log import get_logger
+from .._log import Logger
 from .._new_task import NewTask
 from .._service import current_service
 from .._store.answers import AnswerStore, Kept
@@ -43,7 +43,7 @@ from .page import (
 from .problems import answer_of_view, is_answered_by_app, problem
 from .schemas import hold, holder_of
 
-logger = get_logger(__name__)
+logger = Logger(__name__)
 
 #: The header by which a client names the task that its code confirmed.
 HEADER = "Taskflow-Task"

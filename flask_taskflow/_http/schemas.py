@@ -12,12 +12,12 @@ from marshmallow import Schema, ValidationError, fields, validate
 
 from .._checks import METHOD
 from .._course import Outcome
-from .._log import get_logger
+from .._log import Logger
 from .._otp import TYPED_MAX
 from .._tasks import Status, Task
 from ..errors import ConfigError
 
-logger = get_logger(__name__)
+logger = Logger(__name__)
 
 _COOKIE = "taskflow-"
 #: A browser takes a cookie of such a name from this very host alone, over HTTPS, for all paths (RFC 6265bis,

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import IO
 
 from .._lock import Lock
-from .._log import get_logger
+from .._log import Logger
 from ..errors import ConfigError
 
 if sys.platform != "win32":
     import fcntl
 
-logger = get_logger(__name__)
+logger = Logger(__name__)
 
 START_TIMEOUT = 10.0
 STOP_TIMEOUT = 10.0

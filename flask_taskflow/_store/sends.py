@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 from .._keyring import Keyring
-from .._log import get_logger
+from .._log import Logger
 from .._tasks import Status, Task
 from ..errors import KeyMissing, TaskTampered
 from .deliveries import cut_error, words_of
@@ -16,7 +16,7 @@ from .limits import Limits
 from .records import Claimed, Code, Due, Fields, flat, pairs_of, read_reply, read_task
 from .steps import Steps
 
-logger = get_logger(__name__)
+logger = Logger(__name__)
 
 #: Milliseconds that a code should last yet when it is sent; the time for which a resend repeats it.
 _WORTH_SENDING = 60_000

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from .._config.config import Config, current_config
-from .._log import get_logger
+from .._log import Logger
 from .._tasks import Method, Recipient, Status, Task
 from ..errors import ConfigError, InvalidTask, Reject
 from ._base import BaseStrategy
@@ -18,7 +18,7 @@ from ._gateway import deliver, find_gateway, load_gateways
 from ._gsm import cut, fitted, length, too_long
 from ._texts import LANGUAGES, render_code
 
-logger = get_logger(__name__)
+logger = Logger(__name__)
 
 _SOME_NUMBER = "+84901234567"
 

@@ -24,14 +24,14 @@ from jinja2.runtime import Context
 from markupsafe import escape
 
 from .._config.config import current_config
-from .._log import get_logger
+from .._log import Logger
 from .._otp import OTP
 from .._tasks import Task
 
 if TYPE_CHECKING:
     from flask import Flask
 
-logger = get_logger(__name__)
+logger = Logger(__name__)
 
 DOMAIN = "flask_taskflow"
 #: The languages that texts are in; English is what the templates are written in.
