@@ -251,14 +251,15 @@ class Engine:
             keeping.keep(now)
         draining, places = self._turns.draining, self._places
         self._turns.give_back(places.take_back() if draining else places.take_back_if_lying())
-        next_tick = math.inf
-        if SCHEDULES in self._rota.served and not draining:
-            anew, self._anew = self._anew, False
-            next_tick = keeping.tick(anew=anew)
         self._turns.take()
         self._asides.retry()
         if draining:
             return HEARTBEAT / 4
+        next_tick = math.inf
+        if SCHEDULES in self._rota.served:
+            # After what frees memory: a tick wants some.
+            anew, self._anew = self._anew, False
+            next_tick = keeping.tick(anew=anew)
         if now >= self._leases.look_at:
             self._turns.take_over()
         chores = 0.0 if keeping.stale else min(keeping.next_at, self._leases.look_at)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from redis import ResponseError
 
 from .._checks import SCHEDULES
+from .._log import Logger
+from .._seldom import Seldom
+from .leases import HEARTBEAT
 from .turns import Beside, Turns, is_spoiled
+
+logger = Logger(__name__)
 
 #: Seconds between two times that callbacks are registered anew and what is over is forgotten.
 _EVERY = 45.0
+_COMPLAIN = 60.0
 
 
 @dataclass(kw_only=True)
@@ -33,6 +40,7 @@ class Housekeeping:
     next_at: float = 0.0
     _tidy_at: float = 0.0
     _expire_at: float = 0.0
+    _complain: Seldom = field(default_factory=lambda: Seldom(_COMPLAIN))
 
     def done_for(self, looked: float) -> None:
         """Take note that another engine tidied up here.
@@ -43,14 +51,25 @@ class Housekeeping:
 
     def keep(self, now: float) -> None:
         """Do what is due."""
-        if self.stale or now >= self._tidy_at:
-            # Set before: it may be asked for again meanwhile.
-            self.stale, self._tidy_at = False, now + _EVERY
-            if self.tidy():
-                self.stale = True
-        if now >= self._expire_at:
-            self._expire_at = self.expire(self.turns.rota.served)
-        self.next_at = min(self._tidy_at, self._expire_at)
+        # Set before: it may be asked for again meanwhile, and what is refused is not tried at once again.
+        stale, self.stale, self.next_at = self.stale, False, now + HEARTBEAT
+        with self._refusable():
+            if stale or now >= self._tidy_at:
+                self._tidy_at = self.next_at
+                self.stale = self.tidy() or self.stale
+                self._tidy_at = now + _EVERY
+            if now >= self._expire_at:
+                self._expire_at = self.expire(self.turns.rota.served)
+            self.next_at = min(self._tidy_at, self._expire_at)
+
+    @contextmanager
+    def _refusable(self) -> Iterator[None]:
+        """Go on if the server refuses a chore: where memory is full, it is the turns that free it."""
+        try:
+            yield
+        except ResponseError as error:
+            if self._complain():
+                logger.error("Redis refuses what taskflow-%s does now and then: %s", self.engine.name, error)
 
     def tidy(self) -> bool:
         """Register what is served and forget what is over, also for the engines beside; tell if more is."""
@@ -96,7 +115,8 @@ class Housekeeping:
             return math.inf
         if anew:
             ticks.look_anew()
-        with self.turns.isolated(SCHEDULES):
+        with self._refusable(), self.turns.isolated(SCHEDULES):
             if ticks.tick():
                 self.turns.rota.ring(self.turns.store.tag(SCHEDULES))
+                return 0.0
         return ticks.next_at

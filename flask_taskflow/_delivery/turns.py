@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -28,7 +28,9 @@ logger = Logger(__name__)
 
 _COMPLAIN = 60.0
 #: What a server answers that cannot write now, and can later.
-_TEMPORARY = ("BUSY", "CLUSTERDOWN", "LOADING", "MISCONF", "NOPERM", "NOREPLICAS", "OOM", "READONLY")
+_TEMPORARY = (
+    "ACL failure", "BUSY", "CLUSTERDOWN", "LOADING", "MISCONF", "NOPERM", "NOREPLICAS", "OOM", "READONLY",
+)  # fmt: skip
 
 
 class Beside(Protocol):
@@ -243,7 +245,8 @@ class Turns:
                 self.places.name,
                 hanging,
             )
-            self.store.tell_stuck(self.presence.owner)
+            with suppress(ResponseError):
+                self.store.tell_stuck(self.presence.owner)
 
     def expire(self, queue: str) -> None:
         """Store what follows the expired tasks of a queue."""

@@ -335,11 +335,16 @@ def test_delivery_that_waits_for_a_place_lets_the_scheduler_sleep(stage: Stage) 
     wait_until(lambda: len(work.tasks) == 3)
 
 
+def as_user(stage: Stage, name: str, *rules: str) -> str:
+    """Make a user who may use all keys; return the server's URL for it."""
+    stage.redis.execute_command("ACL SETUSER", name, "reset", "on", "nopass", "~*", *rules)
+    return f"{stage.server}{'&' if '?' in stage.server else '?'}username={name}&password=any"
+
+
 def test_send_whose_bell_was_lost_goes_out_at_a_poll(stage: Stage) -> None:
     stage.start(poll=0.1, send="background")
     stage.add()
-    stage.redis.acl_setuser("mute", enabled=True, nopass=True, keys=["*"], commands=["+@all"], reset=True)
-    url = f"{stage.server}{'&' if '?' in stage.server else '?'}username=mute&password=any"
+    url = as_user(stage, "mute", "+@all")
 
     # A user who may publish nothing rings no bell.
     with stage.make_app(send="background", autostart=False, redis_url=url).app_context():
@@ -347,3 +352,21 @@ def test_send_whose_bell_was_lost_goes_out_at_a_poll(stage: Stage) -> None:
 
     wait_until(lambda: len(stage.box) == 2)
     stage.redis.acl_deluser("mute")
+
+
+def test_chores_that_the_server_refuses_hold_up_no_callback(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = stage.work(name="work")
+    stage.taskflow.on_schedule("@hourly", name="hourly")(lambda tick: None)
+    # What schedules need, and nothing else that goes on here.
+    url = as_user(stage, "half", "&*", "+@all", "-hexists")
+    with stage.make_app(redis_url=url, poll=0.1).app_context():
+        with stage.make_app(autostart=False).app_context():
+            stage.verified()
+        stage.taskflow.start()
+
+        assert work.begun.acquire(timeout=60)
+        wait_until(lambda: "Redis refuses what taskflow-callbacks does now and then" in caplog.text)
+        stage.taskflow.stop()
+    stage.redis.acl_deluser("half")

@@ -595,6 +595,27 @@ def test_row_21_engine_works_when_memory_is_full(fleet: Fleet) -> None:
 
 
 @pytest.mark.promise("F21")
+@pytest.mark.parametrize("also", ["schedule", "end"])
+def test_row_21_new_process_runs_what_waits_when_memory_is_full(stage: Stage, also: str) -> None:
+    """Also if it has a schedule, whose tick wants memory, or follows an end, which is said in Redis."""
+    if also == "schedule":
+        stage.taskflow.on_schedule("@hourly", name="hourly")(lambda tick: None)
+    else:
+        stage.taskflow.on_task_ended("others", statuses=["LOCKED"])(lambda task: None)
+    work = stage.work()
+    stage.app()
+    stage.verified()
+    stage.redis.config_set("maxmemory", 1)
+    try:
+        stage.taskflow.start()
+        begun = work.begun.acquire(timeout=60)
+    finally:
+        stage.redis.config_set("maxmemory", 0)
+
+    assert begun
+
+
+@pytest.mark.promise("F21")
 def test_row_21_right_code_is_taken_when_memory_is_full(stage: Stage) -> None:
     """Also where its recipient has another code, which its step counts anew."""
     stage.work()

@@ -14,6 +14,7 @@ local function is_over(key, until_)
   return not fits(key, 'ZCARD') or #redis.call('ZRANGEBYSCORE', key, '-inf', int(until_), 'LIMIT', 0, 1) > 0
 end
 
+free(KEYS[1], {})
 for _ = 1, take_number() do
   local last, own, aliases, endings = k + 4 + take_number(), take_list(), take_list(), take_list()
   if #own > 0 then register(KEYS[k], own, aliases, now) end

@@ -7,6 +7,7 @@
 -- Returns: ok, now, then for each: its state or empty, the digest that counts, 1 if it is paused
 
 local schedules, now, life, rows, reply = KEYS[1], now_ms(), take_number(), take_list(), {}
+free(schedules, {})
 for i = 1, #rows, 2 do
   local name, own = rows[i], rows[i + 1]
   local firsts, newest = { [own] = now }, own

@@ -5,6 +5,7 @@
 -- Returns: ok
 
 check_number(KEYS[1])
+free(KEYS[2], {})
 local now, id, body, name = now_ms(), take(), take(), take()
 redis.call('HSET', KEYS[2], name .. ':hand', id)
 enqueue(KEYS[1], key_sets(3)[1], id, 0, body, now)

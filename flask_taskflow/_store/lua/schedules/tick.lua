@@ -13,6 +13,7 @@ local held, rows, ticks, reply, done = redis.call('EXISTS', KEYS[2]) == 1, take_
 check_number(seq)
 local _, broken = sound_ones(sets)
 for index in string.gmatch(broken, '%d+') do sets[index + 1] = false end
+free(schedules, {})
 for i = 1, #rows, 4 do
   local name, read, proposed, index = rows[i], rows[i + 1], rows[i + 2], (i - 1) / 4
   local state, word = redis.call('HGET', schedules, name) or '', 'set'
