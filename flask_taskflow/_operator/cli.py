@@ -388,7 +388,10 @@ def purge(queue: str, callback: str | None, yes: bool) -> None:
 @click.argument("old")
 @click.argument("new")
 def move(queue: str, old: str, new: str) -> None:
-    """Give what waits and what is dead of callback OLD to callback NEW, as after a rename."""
+    """Give what waits and what is dead of callback OLD to callback NEW, as after a rename.
+
+    What NEW has of the same task, or is done with, stays with OLD.
+    """
     count = _operations().move(queue, old, new)
     say(f"{count} deliveries of {old} are those of {new} now.")
 

@@ -195,6 +195,9 @@ class Operations:
     def move(self, queue: str, old: str, new: str) -> int:
         """Give what waits and what is dead of one callback to another, as after a rename; return how many.
 
+        What the other one has of the same task already, or is done with, stays; the latter is known while the
+        task is kept.
+
         :raises TargetNotFound: if there is no such queue or callback.
         """
         for name in (old, new):

@@ -391,7 +391,7 @@ class Operations:
     def move(self, queue: str, old: str, new: str) -> int:
         """Give what waits or is dead of one callback to another, as after a rename; return how many.
 
-        What the other one has of the same task already stays where it is.
+        What the other one has of the same task already, or is known to be done with, stays where it is.
         """
         total = 0
         keys = self._keys.deliveries(queue, [old, new], after=["seq"])

@@ -316,6 +316,55 @@ def test_what_runs_later_keeps_its_time_when_it_moves(stage: Stage) -> None:
     assert [each.id for each in work.tasks] == [task.id]
 
 
+def _states(stage: Stage, task: Task[Any]) -> dict[str, tuple[str, int]]:
+    outcomes = stage.taskflow.get_task(task.id).outcomes
+    return {name: (told.state.value, told.attempts) for name, told in outcomes.items()}
+
+
+def test_what_the_other_callback_is_done_with_does_not_move(stage: Stage) -> None:
+    """Of a rename without aliases: both have each task, and one of them has run."""
+    old = stage.work(name="old", max_attempts=1)
+    stage.app()
+    late = stage.verified()
+    new = stage.work(ValueError("no"), name="new", max_attempts=1)
+    del stage.taskflow._callbacks["q"]["old"]
+    dead, done = stage.verified(), stage.verified()
+    stage.run()
+
+    moved = stage.taskflow.operations.move("q", "old", "new")
+    stage.run()
+
+    assert moved == 1
+    assert [task.id for task in new.tasks] == [dead.id, done.id, late.id]
+    assert [_states(stage, task) for task in (late, dead, done)] == [
+        {"new": ("done", 1)},
+        {"new": ("dead", 1), "old": ("waiting", 0)},
+        {"new": ("done", 1), "old": ("waiting", 0)},
+    ]
+    assert old.tasks == []
+
+
+def test_what_moves_is_told_of_as_waiting_or_dead(stage: Stage) -> None:
+    stage.work(name="old")
+    stage.app()
+    dead, delayed, lost, ready = (stage.verified() for _ in range(4))
+    store = inside.store()
+    first, second, _ = store.claim("q", ["old"], 3).deliveries
+    store.end(End(first, "bury"))
+    store.end(End(second, "fail", delay=60))
+    travel(31)
+
+    moved = inside.service().operations.move("q", "old", "new")
+
+    assert moved == 4
+    assert [_states(stage, task)["new"] for task in (dead, delayed, lost, ready)] == [
+        ("dead", 1),
+        *[("waiting", 0)] * 3,
+    ]
+    due = [stage.taskflow.get_task(task.id).outcomes["new"].next_at is not None for task in (delayed, lost)]
+    assert due == [True, False]
+
+
 def test_move_goes_on_behind_what_stays(stage: Stage) -> None:
     """The other callback has the first of them already."""
     stage.work(name="old")

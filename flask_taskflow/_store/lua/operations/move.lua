@@ -1,5 +1,6 @@
--- Give deliveries of one callback to another: what waits, what is dead, or what a vanished process had.
--- Needs: base, deliveries, enqueue, runs
+-- Give deliveries of one callback to another: what waits, what is dead, or what a vanished process had. What the other
+-- one has of the same task, or is done with, stays.
+-- Needs: base, counters, deliveries, enqueue, runs
 -- KEYS: seq, then ready, delay, lease, dead, meta, body, error of the one and of the other
 -- ARGV: ready, delay, lease or dead, how many stay there that were seen before
 -- Returns: ok, how many were moved, how many more stay, 1 if there may be others
@@ -12,17 +13,18 @@ check_number(seq)
 local function move(member, score)
   local id = id_of(member)
   local meta, body = read_meta(old.meta, id), redis.call('HGET', old.body, id)
-  if meta and body and redis.call('HEXISTS', new.meta, id) == 0 then
+  local due = place == 'delay' and tonumber(score) or nil
+  if meta and body and redis.call('HEXISTS', new.meta, id) == 0 and not is_done(id, name_of(new.meta)) then
     if place == 'dead' then
       write_meta(new.meta, id, meta)
       redis.call('HSET', new.body, id, body)
       redis.call('HSET', new.error, id, redis.call('HGET', old.error, id) or '')
       redis.call('ZADD', new.dead, score, member)
     else
-      enqueue(seq, new, id, meta.priority, body, now, place == 'delay' and tonumber(score) or nil)
+      enqueue(seq, new, id, meta.priority, body, now, due)
     end
     remove(old, member)
-    ran.moved(old, new, id, now)
+    ran.moved(old, new, id, place == 'dead', now, due)
     count = count + 1
   end
 end

@@ -5,11 +5,22 @@
 
 local ran = {}
 
+-- What became of a callback so far, or nil if its task is not there or does not know of it.
+local function so_far(task, field)
+  local told = redis.pcall('HGET', task, field)
+  return type(told) == 'string' and told or nil
+end
+
+-- Whether a callback is done with a task that is still there.
+local function is_done(id, name)
+  return string.find(so_far(queue_keys .. 'task:' .. id, 'after.' .. name) or '', '^done ') ~= nil
+end
+
 -- Say what became of a callback, if its task is there and knows of it.
 local function became(id, name, state, attempts, now, due)
   local task, field = queue_keys .. 'task:' .. id, 'after.' .. name
-  local before = redis.pcall('HGET', task, field)
-  if type(before) ~= 'string' then return end
+  local before = so_far(task, field)
+  if not before then return end
   attempts = attempts or tonumber(string.match(before, ' (%d+) ')) or 0
   redis.call('HSET', task, field, table.concat({ state, int(attempts), int(now), due and int(due) }, ' '))
 end
@@ -81,12 +92,13 @@ function ran.discarded(keys, id, now)
   became(id, name, 'discarded', nil, now)
 end
 
--- An operator gave a delivery to another callback.
-function ran.moved(old, new, id, now)
+-- An operator gave a delivery to another callback, where it is as dead as before, or waits anew.
+function ran.moved(old, new, id, dead, now, due)
   local task, from, to = queue_keys .. 'task:' .. id, name_of(old.meta), name_of(new.meta)
   enter(id, now, kept_on, 'moved', to)
-  local state = redis.pcall('HGET', task, 'after.' .. from)
-  if type(state) ~= 'string' then return end
+  local state = so_far(task, 'after.' .. from)
+  if not state then return end
   redis.call('HDEL', task, 'after.' .. from)
   redis.call('HSET', task, 'after.' .. to, state)
+  if not dead then became(id, to, 'waiting', 0, now, due) end
 end
