@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from flask import Flask
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from examples.bank.bank import create_app
 from examples.bank.bank.amounts import euros, read_euros
 from examples.bank.bank.models import Customer, Transfer, db
 from flask_taskflow import Reject
@@ -24,37 +21,6 @@ from tests.support.tasks import other
 
 ANN, MINH = "ann@example.com", "minh@example.com"
 WITHIN = 60.0
-
-
-def make_app(database: Path, redis_url: str) -> Flask:
-    return create_app(
-        TESTING=True,
-        SECRET_KEY="the key of the bank's tests, long enough",
-        SQLALCHEMY_ENGINES={"default": f"sqlite:///{database}"},
-        TASKFLOW_EAGER=True,
-        TASKFLOW_REDIS_URL=redis_url,
-    )
-
-
-@pytest.fixture(scope="module")
-def new_database(taskflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with two customers; their passwords take a while to be hashed."""
-    path = tmp_path_factory.mktemp("bank") / "new.sqlite"
-    app = make_app(path, taskflow_server)
-    assert app.test_cli_runner().invoke(args=["init-db"], catch_exceptions=False).exit_code == 0
-    with app.app_context():
-        db.engine.dispose()
-    return path
-
-
-@pytest.fixture
-def bank(taskflow_redis: str, taskflow_outbox: Outbox, new_database: Path, tmp_path: Path) -> Iterator[Flask]:
-    database = tmp_path / "bank.sqlite"
-    shutil.copy(new_database, database)
-    app = make_app(database, taskflow_redis)
-    yield app
-    with app.app_context():
-        db.engine.dispose()
 
 
 @pytest.fixture

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
 
 from flask_taskflow.testing import Outbox
 from tests.support.tasks import other
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "signup" / "app.py"
 EMAIL, PHONE = "ann@example.com", "+12025550110"
 FORM = {"email": EMAIL, "phone": PHONE}
 OWN = {"Accept": "text/html", "Sec-Fetch-Site": "same-origin"}
 
 
 @pytest.fixture
-def client(taskflow_redis: str, taskflow_outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> FlaskClient:
-    spec = importlib.util.spec_from_file_location("signup_example", EXAMPLE)
-    assert spec
-    assert spec.loader
-    module: Any = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "signup_example", module)
-    spec.loader.exec_module(module)
-    app = module.create_app(TESTING=True, TASKFLOW_EAGER=True, TASKFLOW_REDIS_URL=taskflow_redis)
-    return cast(FlaskClient, app.test_client())
+def client(signup: Flask) -> FlaskClient:
+    return signup.test_client()
 
 
 def type_code(client: FlaskClient, page: str, method: str, otp: str) -> Any:

@@ -111,6 +111,7 @@ class Tab:
 
     def reset(self) -> None:
         self.driver.get("about:blank")
+        self.driver.execute_cdp_cmd("Network.clearBrowserCookies", {})
         self.emulate()
         self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         self.allow_scripts(True)
