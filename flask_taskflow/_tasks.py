@@ -87,6 +87,7 @@ class Task(Generic[T]):
     :param locale: the language of its messages, or ``None``: then the app's counts.
     :param attempts_left: wrong codes that it bears, of a pending task as a call answered it; else ``None``.
     :param resend_after: by which methods a code may be asked for, and in how many seconds, when it was read.
+    :param codes: by which methods it has a code, when it was read; ``False`` if that is yet to go out.
     :param holder: the secret of whom the task is for, only in what ``add_task(holder=True)`` returns. Not in
         the ``repr``.
     :param owner: whose task it is, as the app names people, or ``None``. Not in the ``repr``.
@@ -113,6 +114,7 @@ class Task(Generic[T]):
     locale: str | None = None
     attempts_left: int | None = field(default=None, compare=False)
     resend_after: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
+    codes: Mapping[str, bool] = field(default_factory=dict, compare=False, repr=False)
     holder: str | None = field(default=None, repr=False)
     owner: str | None = field(default=None, repr=False)
     next_url: str | None = field(default=None, repr=False)

@@ -158,8 +158,17 @@ class Page:
 
     @cached_property
     def method(self) -> str:
-        """The method whose code is typed."""
-        return self.asked if self.asked in self.all_ways else next(iter(self.all_ways), "")
+        """The method whose code is typed: the one that was asked for, or else the first one that has a code."""
+        if self.asked in self.all_ways:
+            return self.asked
+        has = self.task.codes if self.task else {}
+        return max(self.all_ways, key=lambda method: (method in has, has.get(method)), default="")
+
+    @property
+    def sent(self) -> str:
+        """Whether a code went out by the method: ``yes``, ``soon`` or ``no``."""
+        went = self.task and self.task.codes.get(self.method)
+        return "no" if went is None else "yes" if went else "soon"
 
     @property
     def device(self) -> bool:
@@ -168,7 +177,7 @@ class Page:
 
     @property
     def address(self) -> str:
-        """Where the code was sent, masked, or nothing."""
+        """Where its codes are sent, masked, or nothing."""
         return self.all_ways[self.method].address if self.method in self.all_ways else ""
 
     @property

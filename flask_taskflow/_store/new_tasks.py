@@ -108,7 +108,8 @@ class NewTaskStore:
         messages = sum(code.method not in draft.devices for code in codes)
         stored |= {"created": created.decode(), "expires": expires.decode(), "sends": str(messages)}
         again = max(int(created), int(stored.get("send_at", 0))) + self._limits.resend_cooldown
-        stored |= {f"{code.method}.next": str(again) for code in codes}
+        for code in codes:
+            stored |= {f"{code.method}.next": str(again), f"{code.method}.out": "1"}
         task = show_task(draft.id, stored, int(created), draft.recipient, self._limits)
         ended = read_sound(zip(replaced, others, strict=True), int(created), self._keyring, self._limits)
         return Issued(task, codes, replaced=ended)

@@ -489,20 +489,28 @@ def _outcomes(fields: Fields) -> dict[str, CallbackOutcome]:
 
 
 def _left(status: Status, methods: Iterable[str], fields: Fields, now: int, limits: Limits) -> dict[str, Any]:
-    """Return how many attempts are left to a task, and when messages may follow."""
+    """Return how many attempts are left to a task, which codes it has, and when messages may follow."""
     left = None
     if status is Status.PENDING:
         left = max(limits.otp_max_attempts - _number(fields, "attempts"), 0)
     open_ = left is not None or (status is Status.FAILED and now < _number(fields, "expires"))
     spent = _number(fields, "sends") >= limits.max_sends
-    waits: dict[str, float] = {}
+    waits, codes = dict[str, float](), dict[str, bool]()
     begin = _number(fields, "send_at")
     for method in methods if open_ else ():
         address = fields.get(f"{method}.field")
         reached = address == "" or f"address.{address}" in fields
         if reached and not (spent and f"{method}.checks" not in fields):
             waits[method] = max(_number(fields, f"{method}.next") - now, begin - now, 0) / 1000
-    return {"attempts_left": left, "resend_after": waits}
+        if reached and (out := _number(fields, f"{method}.out")):
+            codes[method] = begin <= now and out > _is_refused(method, fields)
+    return {"attempts_left": left, "resend_after": waits, "codes": codes}
+
+
+def _is_refused(method: str, fields: Fields) -> bool:
+    """Tell whether the send of a method's code was refused by now, and will be tried again."""
+    posted = fields.get(f"{method}.posted")
+    return f"{method}.refused" in fields and posted is not None and posted == fields.get(f"{method}.nonce")
 
 
 def _number(fields: Fields, name: str) -> int:

@@ -56,6 +56,18 @@ def test_send_when_stored_waits_and_is_done_once(post: Post) -> None:
     assert post.confirms(task)
 
 
+def test_task_tells_whether_a_code_went_out(post: Post) -> None:
+    post.email.moods = [Retry("down", after=2), NO]
+    task = post.add_for(send_via=["EMAIL"])
+    told = [task.codes]
+    for _ in range(3):
+        told.append(post.taskflow.get_task(task.id).codes)
+        post.run(after=3)
+    told.append(post.taskflow.get_task(task.id).codes)
+
+    assert told == [{"EMAIL": True}] * 2 + [{"EMAIL": False}, {"SMS": True}, {"SMS": True}]
+
+
 def test_send_when_eager_is_done_within_the_call(post: Post) -> None:
     post.app(eager=True)
 

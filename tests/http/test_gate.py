@@ -18,7 +18,7 @@ from redis import Redis
 from werkzeug.exceptions import Gone
 from werkzeug.test import TestResponse
 
-from flask_taskflow import ConfigError, InvalidTask, SendLimitReached
+from flask_taskflow import ConfigError, InvalidTask, Retry, SendLimitReached
 from flask_taskflow.testing import redis_server, travel
 from tests.support.stage import Stage
 from tests.support.tasks import EMAIL
@@ -254,6 +254,18 @@ def test_form_waits_if_no_file_was_chosen_for_it(shop: Shop, name: str) -> None:
     if not name:
         shop.client.get(shop.type(answer.location))
         assert shop.runs == [("POST", 1, "x", {"to": "Bob"})]
+
+
+def test_code_that_could_not_be_sent_is_asked_for_at_the_page(shop: Shop) -> None:
+    shop.stage.box.fail(Retry("down"))
+    page = shop.ask().location
+    told = shop.client.get(page, headers=HTML).text
+    again = shop.client.post(page, data={"action": "resend", "method": "EMAIL"}, headers=OWN)
+
+    assert "We have sent no code by e-mail yet." in told
+    assert "Send a code by e-mail to <bdi>" in told
+    assert "We sent a code by e-mail" in shop.client.get(again.location, headers=HTML).text
+    assert shop.client.get(shop.type(page)).status_code == 201
 
 
 def test_code_for_a_view_goes_to_no_other_address(stage: Stage) -> None:

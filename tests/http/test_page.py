@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Browser:
 
     def __init__(self, stage: Stage, routes: tuple[str, ...] = ("page",), **settings: Any) -> None:
         self.stage = stage
-        self.app: Flask = stage.app(eager=True, recipient_max_sends=10_000, **settings)
+        self.app: Flask = stage.app(**{"eager": True, "recipient_max_sends": 10_000, **settings})
         self.app.register_blueprint(stage.taskflow.create_blueprint(routes=routes), url_prefix="/taskflow")
         self.client = self.app.test_client()
         self.task: Task[Any]
@@ -309,6 +309,34 @@ def test_code_is_sent_again_and_by_the_other_method(page: Browser) -> None:
     assert "data-webotp" in shown
     assert [message.addresses[0] for message in page.stage.box[-3:]] == [EMAIL, EMAIL, PHONE]
     assert page.post(otp=page.stage.box[-1].otp, method="SMS").status_code == 303
+
+
+def test_page_asks_for_the_code_that_was_sent(stage: Stage) -> None:
+    page = Browser(stage).add(send_via=["SMS"])
+    shown, elsewhere = page.see().text, page.see("?method=EMAIL").text
+    own = "{% from 'taskflow/form.html' import code_form %}{{ code_form(task) }}"
+    with page.app.test_request_context():
+        forms = [
+            render_template_string(own, task=task)
+            for task in (page.task, stage.taskflow.get_task(page.task.id))
+        ]
+
+    assert "We sent a code by text message to" in shown
+    assert "We have sent no code by e-mail yet." in elsewhere
+    assert "Send a code by e-mail to <bdi>" in elsewhere
+    assert ['name="method" value="SMS"' in form for form in (*forms, shown)] == [True] * 3
+    assert page.post(otp=stage.box[-1].otp, method="SMS").status_code == 303
+
+
+def test_page_says_that_a_code_is_yet_to_come(stage: Stage) -> None:
+    page = Browser(stage, eager=False, send="background")
+    soon = page.add(send_at=datetime.now(UTC) + timedelta(hours=1), send_via=["SMS"]).see().text
+    travel(3601)
+    stage.run()
+
+    assert "We will send a code by text message to" in soon
+    assert re.search("You can ask for another code in 6[01] minutes.", soon)
+    assert "We sent a code by text message to" in page.see().text
 
 
 def test_end_of_the_messages_is_told(stage: Stage) -> None:

@@ -168,6 +168,7 @@ def test_results_and_errors_tell_what_is_left(stage: Stage) -> None:
     assert (resent.attempts_left, resent.resend_after["EMAIL"]) == (4, 60.0)
     assert (late.attempts_left, late.resend_after) == (3, 0.0)
     assert (got.attempts_left, got.resend_after) == (3, {"EMAIL": 0.0, "SMS": 0.0})
+    assert [each.codes for each in (task, resent, got)] == [{"EMAIL": True}] * 3
 
 
 def test_task_that_had_all_its_messages_tells_of_no_resend(stage: Stage) -> None:
