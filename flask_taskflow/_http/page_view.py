@@ -158,7 +158,7 @@ class Page:
 
     @cached_property
     def method(self) -> str:
-        """The method whose code is typed: the one that was asked for, or else the first one that has a code."""
+        """The method whose code is typed: the one that was asked for, else the first that has a code."""
         if self.asked in self.all_ways:
             return self.asked
         has = self.task.codes if self.task else {}
