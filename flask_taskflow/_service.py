@@ -328,13 +328,13 @@ class Service:
         if problem is not None and cause is not None:
             _journal.check_failed(task_id, channel.method, cause)
             logger.error("Checking %s for task %s failed: %s.", channel.method, task_id, problem)
-            raise StrategyFailed("the code could not be checked; the log says why. The attempt counts")
-        if use is not None:
-            address = channel.address(task.recipient)
-            if self.store.claim_use(task_id, channel.method, address, use):
-                return self.store.consume(task_id, channel.method, typed.digests, status=status)
-        elif left == 0:
+        address = channel.address(task.recipient)
+        if use is not None and self.store.claim_use(task_id, channel.method, address, use):
+            return self.store.consume(task_id, channel.method, typed.digests, status=status)
+        if left == 0:
             self.store.lock(task_id)
+        if problem is not None:
+            raise StrategyFailed("the code could not be checked; the log says why. The attempt counts")
         wait = task.resend_after.get(channel.method)
         raise WrongCode("this code is wrong, or was used before", attempts_left=left, resend_after=wait)
 

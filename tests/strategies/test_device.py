@@ -32,6 +32,7 @@ from flask_taskflow import (
     Task,
     TaskFlow,
     sign_transaction,
+    task_ended,
     transaction_challenge,
 )
 from flask_taskflow.errors import (
@@ -45,7 +46,7 @@ from flask_taskflow.errors import (
     WrongCode,
 )
 from flask_taskflow.testing import outbox, travel
-from tests.conftest import MakeApp
+from tests.conftest import Hear, MakeApp
 from tests.support.docs import block, rows
 from tests.support.fleet import Proxy
 from tests.support.leaks import disguises, everything
@@ -230,6 +231,36 @@ def test_wrong_codes_lock_the_task_and_the_right_one_is_refused(device: Device, 
 
     assert left == [4, 3, 2, 1]
     assert taskflow.get_task(task.id).status is Status.LOCKED
+
+
+def use_up(device: Device, code: str) -> None:
+    device.verify(add(device.taskflow, "other"), code)
+
+
+def lose_the_secrets(device: Device, code: str) -> None:
+    def broken(name: str) -> str:
+        raise ConnectionError("the store is away")
+
+    device.use(broken)
+
+
+@pytest.mark.promise("S1")
+@pytest.mark.parametrize("spoil", [use_up, lose_the_secrets], ids=lambda spoil: spoil.__name__)
+def test_last_attempt_that_is_not_accepted_locks_the_task(
+    authenticator: Device, taskflow: TaskFlow, hear: Hear, spoil: Callable[[Device, str], None]
+) -> None:
+    """Also one whose code was used before, and one that could not be checked."""
+    ended, task = hear(task_ended), add(taskflow)
+    for _ in range(4):
+        refused(WrongCode, authenticator.verify, task, authenticator.wrong(task))
+    code = authenticator.code(task)
+    spoil(authenticator, code)
+
+    caught = refused(TaskLocked, authenticator.verify, task, code)
+
+    assert caught.attempts_left == 0
+    assert taskflow.get_task(task.id).status is Status.LOCKED
+    assert [call["task"].status for call in ended.rest()] == [Status.LOCKED]
 
 
 def test_secret_store_that_raises_is_a_typed_error_without_the_code(
