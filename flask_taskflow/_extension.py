@@ -174,8 +174,9 @@ class TaskFlow(Decorators):
     def hold(self, response: Response, task: Task[Any]) -> None:
         """Let the browser that gets a response hold a task, by a cookie that the routes read.
 
-        No script of a page can read it, and no other site can have it sent. It lives as long as the task. A
-        browser takes it over HTTPS only; while the app is in debug or ``TESTING``, over plain HTTP as well.
+        No script of a page can read it, and no other site can have it sent. It lives as long as the task,
+        and longer while somebody looks at what becomes of that. A browser takes it over HTTPS only; while the
+        app is in debug or ``TESTING``, over plain HTTP as well.
 
         :param response: what the view returns.
         :param task: what ``add_task(holder=True)`` returned.

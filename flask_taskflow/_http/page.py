@@ -55,7 +55,7 @@ from .openapi import TaskFlowBlueprint
 from .origin import is_own
 from .page_view import Page
 from .problems import keep_headers
-from .schemas import hold, holder_of
+from .schemas import hold, hold_on, holder_of
 
 #: Its forms bring less than 1 kB; OWASP ASVS 5.0, 1.5 asks for a limit.
 _FORM_MAX = 16 * 1024
@@ -322,6 +322,8 @@ def _answer(page: Page, problem: str = "", status: int = 200, retry_after: float
     response.headers["Content-Security-Policy"] = _policy(page)
     # By "no-referrer" a browser would send "Origin: null" with its forms (Fetch, 3.2.5).
     response.headers["Referrer-Policy"] = "same-origin"
+    if page.task is not None and page.state == "waiting":
+        hold_on(response, page.task.id)
     if page.goes_on:
         # HTML, 7.4.6: as a <meta> does, whatever the app's own template has.
         response.headers["Refresh"] = f"0; url={page.next_url}"

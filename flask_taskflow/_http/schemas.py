@@ -25,6 +25,11 @@ _COOKIE = "taskflow-"
 _GUARDED = "__Host-"
 
 
+#: Seconds that a browser holds a task after its end, to see what becomes of it; and after each look at that.
+#: Cookies that last as long as their tasks are kept would fill the requests of who confirms much.
+_AFTER, _MORE = 60.0, 3600.0
+
+
 class InvalidRequest(Exception):
     """A request's body is not what the route takes.
 
@@ -58,10 +63,22 @@ def hold(response: Response, task: Task[Any], *, beyond: float = 0.0) -> None:
             "drop it. Serve HTTPS; behind a proxy that ends TLS set Werkzeug's ProxyFix.",
             task.id,
         )
+    life = (task.expires_at - task.created_at).total_seconds()
+    _set(response, task.id, task.holder, life + _AFTER + beyond)
+
+
+def hold_on(response: Response, task_id: str) -> None:
+    """Let a browser that holds a task, and looks at what becomes of it, see more of that."""
+    holder = holder_of(task_id)
+    if holder is not None:
+        _set(response, task_id, holder, _MORE)
+
+
+def _set(response: Response, task_id: str, holder: str, lasts: float) -> None:
     response.set_cookie(
-        _name(task.id),
-        task.holder,
-        max_age=math.ceil((task.expires_at - task.created_at).total_seconds() + beyond),
+        _name(task_id),
+        holder,
+        max_age=math.ceil(lasts),
         secure=not _is_plain(),
         httponly=True,
         samesite="Lax",

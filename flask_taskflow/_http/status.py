@@ -13,7 +13,7 @@ from flask import Response, jsonify, request
 from .._course import Outcome
 from .._service import current_service
 from .._tasks import Status, Task, mask
-from .schemas import TaskStatus
+from .schemas import TaskStatus, hold_on
 
 #: Seconds after which to ask again while something may change.
 _ASK_AGAIN = 3
@@ -33,6 +33,8 @@ def answer_status(task: Task[Any], now: datetime) -> Response:
     response.set_etag(_digest(body, task, now), weak=True)
     if task.status is Status.PENDING or task.outcome in _PASSING:
         response.headers["Retry-After"] = str(_ASK_AGAIN)
+    if task.outcome in _PASSING:
+        hold_on(response, task.id)
     response.make_conditional(request)
     return response
 

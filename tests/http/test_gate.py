@@ -306,7 +306,7 @@ def test_code_serves_for_a_while_if_the_app_says_so(stage: Stage) -> None:
 
     assert [answer.status_code for answer in (again, other, late)] == [201, 303, 303]
     assert [run[3]["to"] for run in shop.runs] == ["Bob & Söhne", "Cid"]
-    assert ["Max-Age=900" in cookie for cookie in cookies] == [True]
+    assert ["Max-Age=960" in cookie for cookie in cookies] == [True]
 
 
 class Poor(Exception):

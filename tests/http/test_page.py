@@ -138,6 +138,28 @@ def test_page_tells_what_becomes_of_it(page: Browser, stage: Stage) -> None:
     assert len(work.tasks) == 3
 
 
+@pytest.mark.parametrize("accept", ["text/html", "application/json"])
+def test_browser_holds_a_task_while_it_looks_at_what_becomes_of_it(stage: Stage, accept: str) -> None:
+    page = Browser(stage, ("page", "status")).add(ttl=60)
+
+    def given() -> list[str]:
+        answer = page.client.get(page.url, headers={"Accept": accept})
+        return re.findall("Max-Age=[0-9]+", answer.headers.get("Set-Cookie", ""))
+
+    stage.work()
+    current_service().operations.pause("q")
+    before = given()
+    page.type(stage.box[-1].otp)
+    travel(61)
+    waiting = given()
+    current_service().operations.resume("q")
+    stage.run()
+
+    assert (before, waiting, given()) == ([], ["Max-Age=3600"], [])
+    with page.app.test_request_context():
+        assert "Max-Age=120" in stage.taskflow.to_page(page.task).headers["Set-Cookie"]
+
+
 @pytest.mark.parametrize("next_url", ["/done?for=1#x", "https://shop.example:8443/done"])
 def test_right_code_leads_to_where_the_app_said(stage: Stage, next_url: str) -> None:
     page = Browser(stage, next_hosts=["shop.example:8443"]).add(next_url=next_url)

@@ -191,7 +191,7 @@ def test_cookie_of_a_browser_holds_the_task(
     stranger = client.application.test_client()
     response = client.post("/tasks", base_url=base)
     task_id, (cookie,) = response.text, response.headers.getlist("Set-Cookie")
-    flags = {"HttpOnly", "Path=/", "SameSite=Lax", "Max-Age=600"} | ({"Secure"} if prefix else set())
+    flags = {"HttpOnly", "Path=/", "SameSite=Lax", "Max-Age=660"} | ({"Secure"} if prefix else set())
 
     name, *found = cookie.split("; ")
     assert re.fullmatch(rf"{prefix}taskflow-{task_id}=[\w-]{{22}}", name)
