@@ -35,10 +35,18 @@ class InvalidTask(TaskFlowError, ValueError):
 
 
 class KeyReused(TaskFlowError):
-    """A task was added with this ``key`` before, and with other arguments: nothing was stored or sent."""
+    """A task was added with this ``key`` before, and with other arguments: nothing was stored or sent.
+
+    :param message: what happened, in a sentence.
+    :param task: the task that the key names.
+    """
 
     code = "key_reused"
     http_status = 409
+
+    def __init__(self, message: str, *, task: Task[Any] | None = None) -> None:
+        super().__init__(message)
+        self.task = task
 
 
 class InvalidCode(TaskFlowError, ValueError):

@@ -81,11 +81,13 @@ class Delivery:
     :param id: the same for all attempts, unique and stable: the idempotency key.
     :param attempt: counts from 1, lost processes included.
     :param failures: attempts that failed so far, lost processes left out.
+    :param claims: how often a process took it, those before a replay included.
     """
 
     id: str
     attempt: int
     failures: int = 0
+    claims: int = 1
 
 
 #: What ``current_delivery`` shows in this context.

@@ -328,7 +328,7 @@ class CallbackRunner:
 def _delivery_of(item: Claimed) -> Delivery:
     attempt = item.failures + item.lost + item.spared + 1
     parts = (item.callback, item.task_id) if item.queue == SCHEDULES else (item.task_id, item.callback)
-    return Delivery(":".join(parts), attempt, item.failures)
+    return Delivery(":".join(parts), attempt, item.failures, item.token)
 
 
 def _told_of(item: Claimed) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from .._log import Logger
 from .._store.records import Claimed
 from .._store.schedules import NEW, Offer, ScheduleStore, Standing, State
 from .._tasks import Status, Task
-from ..errors import ConfigError, InvalidTask, KeyReused, OTPRejected, ResendTooSoon, SendLimitReached
+from ..errors import ConfigError, InvalidTask, KeyReused, OTPRejected, ResendTooSoon, Retry, SendLimitReached
 from .attempts import current_delivery
 from .callbacks import Callback
 from .timing import Timing, digest_of, last_ticks
@@ -226,18 +226,31 @@ def asking(
             return
         if not isinstance(options, Mapping):
             raise TypeError("a schedule with confirm= returns the arguments of add_task, or None")
+        task: Task[Any] | None
         try:
             task = add(queue, key=current_delivery.id, **options)
-        except KeyReused:
+        except KeyReused as error:
             logger.info("The task of %s is there already, with other arguments.", current_delivery.id)
-            return
+            task = error.task
         at_once = not current_config().sends_in_background
-        if at_once and current_delivery.failures and task.status is Status.PENDING:
-            # The attempt that failed may have stored the task and sent nothing.
-            method = next(iter(options.get("send_via") or task.resend_after), None)
+        if at_once and current_delivery.claims > 1 and task is not None and task.status is Status.PENDING:
+            # An attempt before may have stored the task and sent nothing.
+            via = [method for method in options.get("send_via") or () if method in task.resend_after]
+            method = next(iter(via or task.resend_after), None)
             if method is None:
                 raise SendLimitReached(f"task {task.id} may have no more messages, and no code may have come")
-            with suppress(ResendTooSoon, SendLimitReached, OTPRejected):
-                resend(task.id, method)
+            _send_again(task, method, resend)
 
     return ask
+
+
+def _send_again(task: Task[Any], method: str, resend: Callable[..., Task[Any]]) -> None:
+    """Send the code of a tick's task again, unless it is known to have gone out, or is wanted no more."""
+    try:
+        with suppress(OTPRejected):
+            resend(task.id, method)
+    except ResendTooSoon as error:
+        # Who sees a send fail ends its cooldown. A process that vanished saw nothing.
+        if current_delivery.attempt - 1 > current_delivery.failures:
+            message = f"nobody knows whether the code of task {task.id} was sent"
+            raise Retry(message, after=error.retry_after) from None

@@ -120,7 +120,8 @@ class NewTaskStore:
         task = read_reply(task_id, [now, fields], self._keyring, self._limits)
         asked, ours = pairs_of(fields).get("asked"), self._keyring.asked(task_id, draft.asked or "")
         if asked not in ours:
-            raise KeyReused(f"task {task_id} was added by this key with other arguments: use another key")
+            message = f"task {task_id} was added by this key with other arguments: use another key"
+            raise KeyReused(message, task=task)
         # The secret that its holder has was made by the same key.
         holder = self._keyring.holder(task_id, ours.index(asked)) if draft.holder else None
         return Issued(replace(task, holder=holder), (), known=True)

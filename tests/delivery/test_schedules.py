@@ -164,6 +164,61 @@ def test_code_of_a_confirmed_tick_that_could_not_be_sent_is_sent_again(stage: St
     assert len(stage.box) == 1
 
 
+def test_code_of_a_confirmed_tick_is_sent_whatever_is_asked_for_the_second_time(stage: Stage) -> None:
+    asked = Clock()
+
+    @stage.taskflow.on_schedule("@daily", name="salaries", confirm="salaries")
+    def salaries(tick: datetime) -> dict[str, Any]:
+        asked(tick)
+        return {"data": len(asked.ticks), "recipient": {"email": "a@b.c"}, "allowed_methods": ["EMAIL"]}
+
+    stage.app()
+    stage.run()
+    stage.box.fail(OSError("no mail today"))
+
+    for wait in (DAY, 2):
+        stage.run(wait)
+
+    assert [message.task.data for message in stage.box] == [1]
+
+
+def test_code_of_a_confirmed_tick_is_sent_after_a_replay(stage: Stage) -> None:
+    given = {"recipient": {"email": "a@b.c"}, "allowed_methods": ["EMAIL"], "ttl": HOUR}
+    stage.taskflow.on_schedule("@daily", name="salaries", confirm="salaries", max_attempts=1)(
+        lambda tick: given
+    )
+    stage.app()
+    stage.run()
+    stage.box.fail(OSError("no mail today"))
+    stage.run(DAY)
+    (letter,) = stage.taskflow.operations.dead("@schedules")
+
+    stage.taskflow.operations.replay(letter.id)
+    stage.run(60)
+
+    assert len(stage.box) == 1
+
+
+@pytest.mark.parametrize("cooldown", [0, 300])
+def test_code_of_a_confirmed_tick_is_sent_if_its_process_was_killed_before(
+    stage: Stage, cooldown: int
+) -> None:
+    given = {"recipient": {"email": "a@b.c"}, "allowed_methods": ["EMAIL"]}
+    stage.taskflow.on_schedule("@daily", name="salaries", confirm="salaries")(lambda tick: given)
+    stage.app(resend_cooldown=cooldown)
+    stage.run()
+    # What that process did, but for the message.
+    tick = stage.taskflow.operations.run_schedule("salaries")
+    inside.store().claim("@schedules", ["salaries"], 1)
+    task = stage.add("salaries", key=tick, **given)
+    stage.box.clear()
+
+    for wait in (31, cooldown):
+        stage.run(wait)
+
+    assert [message.task.id for message in stage.box] == [task.id]
+
+
 def test_code_of_a_confirmed_tick_that_may_not_be_sent_again_says_so(
     stage: Stage,
 ) -> None:
