@@ -49,6 +49,8 @@ logger = Logger(__name__)
 HEADER = "Taskflow-Task"
 #: In the environment of a request that is replayed; no client can set it.
 _CONFIRMED = "taskflow.confirmed"
+#: Marks a view that has a gate; what wraps it as decorators do has the mark as well.
+_GUARDED = "_taskflow_gate"
 #: How what a replayed request has not begins: it is about the request that replays it.
 _OF_THIS = ("REQUEST_URI", "RAW_URI", "HTTP_TRANSFER_ENCODING", "HTTP_TASKFLOW_TASK", "werkzeug.", "flask.")
 #: How often the same request may be confirmed anew while its earlier tasks are kept.
@@ -78,7 +80,12 @@ class Gate:
                 raise InvalidTask(f"{name} must be a function without arguments, not of type {kind}")
 
     def guard(self, view: View) -> View:
-        """Return a view that asks for a code before it runs the given one."""
+        """Return a view that asks for a code before it runs the given one.
+
+        :raises ConfigError: if that has a gate already.
+        """
+        if hasattr(view, _GUARDED):
+            raise ConfigError("this view has a gate already: one request is confirmed by one code")
 
         @wraps(view)
         def guarded(*arguments: Any, **names: Any) -> ResponseReturnValue:
@@ -97,6 +104,7 @@ class Gate:
                 return run()
             return _run(admitted, run) if isinstance(admitted, Task) else admitted
 
+        setattr(guarded, _GUARDED, self.queue)
         return guarded
 
     def _admit(self, asked: Asked) -> Task[Any] | Response | None:

@@ -31,6 +31,7 @@ from jinja2 import ChoiceLoader, FileSystemLoader, PrefixLoader
 from redis import RedisError
 from werkzeug.datastructures import ImmutableMultiDict
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import BuildError
 
 from .._checks import METHOD
 from .._config.config import current_config
@@ -144,7 +145,10 @@ def to_page(task: Task[Any], *, beyond: float = 0.0, **query: Any) -> Response:
     """
     page = endpoints().get("page")
     if page is None:
-        raise ConfigError("this app serves no page: register create_blueprint(routes=[..., 'page'])")
+        raise ConfigError(
+            "this app serves no page to which this request can lead: register "
+            "create_blueprint(routes=[..., 'page']) under no variables but those of this request"
+        )
     response = make_response(redirect(url_for(page, **arguments_of(page, task), **query), 303))
     held = current_service().keyring.is_holder(task.id, holder_of(task.id))
     if task.holder is not None or (current_config().page_holder and not held):
@@ -153,12 +157,16 @@ def to_page(task: Task[Any], *, beyond: float = 0.0, **query: Any) -> Response:
 
 
 def endpoints() -> dict[str, str]:
-    """Return the routes on tasks that the app serves, each with its endpoint."""
+    """Return the routes on tasks that this request can lead to, each with its endpoint."""
     found: dict[str, str] = {}
     for endpoint in current_app.view_functions:
         blueprint, _, name = endpoint.rpartition(".")
-        if name in _LINKED and isinstance(current_app.blueprints.get(blueprint), TaskFlowBlueprint):
-            found.setdefault(name, endpoint)
+        ours = isinstance(current_app.blueprints.get(blueprint), TaskFlowBlueprint)
+        if ours and name in _LINKED and name not in found:
+            # One may be under a prefix with a variable that is not known here.
+            with suppress(BuildError):
+                url_for(endpoint, **_prefix_of(endpoint), task_id="-")
+                found[name] = endpoint
     return found
 
 

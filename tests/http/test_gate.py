@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
 from io import BytesIO
 from typing import Any
 from urllib.parse import urlencode
@@ -31,9 +32,17 @@ FORM = {"amount": "50", "to": "Bob & Söhne"}
 class Shop:
     """An app with a view that waits for its code, and a browser or a client of it."""
 
-    def __init__(self, stage: Stage, fresh: float | None = None, prefix: str = "", **settings: Any) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        fresh: float | None = None,
+        prefix: str = "",
+        before: Callable[[Flask], None] = lambda app: None,
+        **settings: Any,
+    ) -> None:
         self.stage, self.runs, self.answer = stage, list[tuple[Any, ...]](), self.done
         self.app: Flask = stage.app(**{"recipient_max_sends": 10_000, "resend_cooldown": 0, **settings})
+        before(self.app)
         self.app.register_blueprint(
             stage.taskflow.create_blueprint(routes=["page", "verify", "status"]),
             url_prefix=f"{prefix}/taskflow",
@@ -449,6 +458,18 @@ def test_bad_argument_is_refused_where_it_stands(stage: Stage, bad: dict[str, An
         stage.taskflow.requires_confirmation(**{"queue": "q", "recipient": dict, **bad})
 
 
+def test_second_gate_is_refused_where_it_stands(shop: Shop) -> None:
+    gated = shop.gate(shop.transfer)
+
+    @wraps(gated)
+    def between(n: int) -> Any:
+        return gated(n)
+
+    for view in (gated, between):
+        with pytest.raises(ConfigError, match="has a gate already"):
+            shop.gate(view)
+
+
 def test_head_sends_no_code_and_runs_nothing(shop: Shop) -> None:
     shop.app.add_url_rule("/balance", view_func=shop.gate(lambda: shop.transfer(1)), endpoint="balance")
     heads = [shop.client.head("/balance", headers=HTML)]
@@ -532,6 +553,15 @@ def test_gate_under_a_prefix_with_variables_leads_to_the_page_there(stage: Stage
 
     assert confirmed.status_code == 201
     assert all(link.startswith("/acme/taskflow/tasks/") for link in [page, *links.values()])
+
+
+def test_gate_leads_to_no_route_under_a_prefix_that_it_does_not_know(stage: Stage) -> None:
+    api = stage.taskflow.create_blueprint(name="api", routes=["page", "verify", "resend"])
+    shop = Shop(stage, before=lambda app: app.register_blueprint(api, url_prefix="/<tenant>/api"))
+    links = shop.ask(headers={}).get_json(force=True)["links"]
+
+    assert set(links) == {"page", "verify", "status"}
+    assert all(link.startswith("/taskflow/tasks/") for link in [shop.ask().location, *links.values()])
 
 
 @pytest.mark.parametrize("elsewhere", ["https://eu.example", "https://us.example/bank"])
