@@ -28,6 +28,7 @@ from flask_taskflow import (
 )
 from flask_taskflow.testing import Outbox, travel
 from tests.conftest import Hear
+from tests.support import inside
 from tests.support.fleet import Fleet, wait_until
 from tests.support.sending import Post
 from tests.support.stage import Stage
@@ -143,6 +144,61 @@ def test_end_of_a_task_that_had_failed_before_is_followed_too(post: Post) -> Non
     post.run()
 
     assert seen == ["FAILED", "CANCELLED"]
+
+
+def failed(post: Post) -> Task[Any]:
+    """Return a task whose only method refused for good; what follows that end waits."""
+    post.app(resend_cooldown=0)
+    post.email.moods = [Reject("no such mailbox")]
+    task = post.add_for("EMAIL", ttl=60)
+    inside.engine("EMAIL").run_due()
+    assert post.status(task) is Status.FAILED
+    return task
+
+
+@pytest.mark.parametrize(
+    "error", [None, ValueError("try again"), Reject("no use")], ids=["done", "failed", "dead"]
+)
+def test_end_while_what_follows_an_earlier_one_runs_is_followed_too(
+    post: Post, error: Exception | None
+) -> None:
+    seen = []
+
+    @post.taskflow.on_task_ended("q", statuses=["FAILED", "CANCELLED"])
+    def end(task: Task[Any]) -> None:
+        seen.append(task.status)
+        if task.status == "FAILED":
+            post.taskflow.resend_otp(task.id, "EMAIL")
+            post.taskflow.cancel_task(task.id)
+            if error is not None:
+                raise error
+
+    task = failed(post)
+    post.run()
+    post.run(after=2)
+
+    assert seen == ["FAILED", "CANCELLED"]
+    assert not post.keys("h:+q:meta")
+    assert [entry.event for entry in post.taskflow.get_course(task.id)][-1] == "done"
+
+
+@pytest.mark.parametrize("vanishes", [False, True])
+def test_no_report_of_an_earlier_end_ends_what_follows_the_last_one(post: Post, vanishes: bool) -> None:
+    """Neither one that comes twice, nor one of a process that was thought to be gone."""
+    seen = follow(post, "FAILED", "CANCELLED")
+    task, store = failed(post), inside.store()
+    (item,) = store.claim("q", ["+q"], 1).deliveries
+    post.taskflow.resend_otp(task.id, "EMAIL")
+    post.taskflow.cancel_task(task.id)
+    if vanishes:
+        travel(31)
+        store.claim("q", ["+q"], 0)
+
+    accepted = [store.ack(item), store.ack(item)]
+    post.run()
+
+    assert accepted == [not vanishes, False]
+    assert seen == [f"{task.id} CANCELLED"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 --   ready  score -priority       delay  score when it is due
 --   lease  score its deadline    dead   score when it died
 -- and has a line in meta: `1 <number> <priority> <failures> <lost> <token> <enqueued ms> <owner>`. Before the owner
--- stands `+` if it was claimed ahead, while no place was free, and `~` if it was lost so once.
+-- stands `+` if it was claimed ahead, while no place was free, and `~` if it was lost so once; and before that `!` if
+-- the task ended once more while what follows its end ran: it has another body then, for the next run.
 -- Needs: base
 
 local places = { 'ready', 'delay', 'lease', 'dead' }
@@ -41,7 +42,7 @@ end
 local function was_spared(meta) return string.sub(meta.owner, 1, 1) == '~' end
 
 -- The process that a delivery is leased to.
-local function holder_of(meta) return (string.gsub(meta.owner, '^[+~]', '')) end
+local function holder_of(meta) return (string.gsub(meta.owner, '^[!+~]+', '')) end
 
 -- What stands in meta for an owner that claims a delivery.
 local function owner_of(meta, owner, ahead)
@@ -52,6 +53,22 @@ end
 local function spare(meta)
   if string.sub(meta.owner, 1, 1) ~= '+' then return false end
   meta.owner = '~' .. holder_of(meta)
+  return true
+end
+
+-- Let a delivery that runs begin anew once that ends.
+local function mark_anew(keys, id, meta)
+  meta.owner = '!' .. holder_of(meta)
+  write_meta(keys.meta, id, meta)
+end
+
+-- Let it begin anew, if it is marked so; answers whether it is. No report of an earlier run is one of the next.
+local function begin_anew(keys, id, meta)
+  if string.sub(meta.owner, 1, 1) ~= '!' then return false end
+  for _, place in ipairs(places) do redis.call('ZREM', keys[place], meta.member) end
+  meta.failures, meta.lost, meta.token, meta.owner = 0, 0, meta.token + 1, '-'
+  write_meta(keys.meta, id, meta)
+  redis.call('ZADD', keys.ready, int(-meta.priority), meta.member)
   return true
 end
 

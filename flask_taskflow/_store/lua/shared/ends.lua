@@ -15,8 +15,8 @@ local function ack(keys, told, now)
   local meta = read_meta(keys.meta, told.id)
   if not meta then return 'gone' end
   if meta.token ~= told.token then return 'stale' end
-  remove(keys, meta.member)
   ran.done(keys, told.id, meta, now, told.took)
+  if not begin_anew(keys, told.id, meta) then remove(keys, meta.member) end
   return 'ok'
 end
 
@@ -35,6 +35,7 @@ local function fail_into(keys, place, due, told, now)
   redis.call('HSET', keys.error, told.id, told.error)
   redis.call('ZADD', keys[place], int(due or now), meta.member)
   ran.failed(keys, told.id, meta, told.cause, due, now, told.took)
+  begin_anew(keys, told.id, meta)
   return 'ok'
 end
 

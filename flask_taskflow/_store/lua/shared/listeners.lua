@@ -28,9 +28,15 @@ local function follow(sets, fields, id, priority, now)
   if #sets == 0 then return end
   local body = pack_task(fields)
   for _, keys in ipairs(sets) do
-    -- A task that failed may live again, and end once more: of what does not run, the last end counts.
+    -- A task that failed may live again, and end once more: of what does not run, the last end counts. What runs is
+    -- followed by it.
     local before = read_meta(keys.meta, id)
-    if before and not redis.call('ZSCORE', keys.lease, before.member) then remove(keys, before.member) end
-    pcall(enqueue, queue_keys .. 'seq', keys, id, priority, body, now)
+    if before and redis.call('ZSCORE', keys.lease, before.member) then
+      redis.call('HSET', keys.body, id, body)
+      mark_anew(keys, id, before)
+    else
+      if before then remove(keys, before.member) end
+      pcall(enqueue, queue_keys .. 'seq', keys, id, priority, body, now)
+    end
   end
 end

@@ -6,6 +6,7 @@
 local function lose(keys, member, meta, limits, now)
   local id = id_of(member)
   redis.call('ZREM', keys.lease, member)
+  if begin_anew(keys, id, meta) then return false end
   if spare(meta) then
     write_meta(keys.meta, id, meta)
     redis.call('ZADD', keys.ready, int(-meta.priority), member)
