@@ -19,7 +19,10 @@ local got = look(keys.task, method .. '.digest', method .. '.until', method .. '
   method .. '.issued', method .. '.next', unpack(seals))
 local over = strange(keys, own, got[5], held, got[12], now) or repeated(keys.task, got, digests, now)
   or closed(keys, own, got[1], got[2], now)
-if over then return over end
+if over then
+  linger(keys, 3)
+  return over
+end
 local lacks = lacks_key(own, { got[6], unpack(got, 12) })
 if lacks then return lacks end
 local expected, ends, out, field, issued, again = unpack(got, 6, 11)
