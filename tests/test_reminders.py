@@ -199,7 +199,7 @@ def test_reminder_that_nobody_was_told_in_time_comes_again(stage: Stage) -> None
     (item,) = store.claim("q", [REMINDERS], 1).deliveries
     runner.fail(runner.begin(item), TimeoutError(), ReportOnce(store))
 
-    assert stage.run() == 1
+    assert stage.run(after=2) == 1
     assert len(ear.rest()) == 1
 
 

@@ -36,5 +36,5 @@ class Asides:
     def _call(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except Exception:
+        except BaseException:
             logger.exception("The end of an attempt could not be told.")

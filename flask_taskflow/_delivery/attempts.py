@@ -205,18 +205,17 @@ def compute_backoff(
     return wait * (1 + _RANDOM.uniform(0, jitter))
 
 
-def asked_after(error: BaseException) -> object:
-    """Return what a :class:`Retry` says about when to try again, as it came; ``None`` for other errors."""
-    # A subclass may have set nothing.
-    return getattr(error, "after", None) if isinstance(error, Retry) else None
-
-
-def read_after(after: object, backoff: float) -> float:
-    """Return the seconds that were asked for, or the backoff if that is no number of seconds."""
-    seconds = None if after != after else in_seconds(after)
-    if seconds is None:
-        return backoff
-    return min(max(seconds, 0.0), _AFTER_MAX)
+def asked_after(error: BaseException) -> float | None:
+    """Return the seconds after which a :class:`Retry` wants another try; ``None`` if it says none."""
+    if not isinstance(error, Retry):
+        return None
+    try:
+        # A subclass may have set nothing, or work it out from what is not there.
+        after = getattr(error, "after", None)
+        seconds = None if after != after else in_seconds(after)
+    except Exception:
+        return None
+    return None if seconds is None else min(max(seconds, 0.0), _AFTER_MAX)
 
 
 class Place(NamedTuple):

@@ -33,7 +33,6 @@ from .attempts import (
     compute_backoff,
     lost_text,
     own_place,
-    read_after,
     running,
 )
 
@@ -306,9 +305,11 @@ class CallbackRunner:
             journal.callback_failed(**_told_of(item), error=error)
 
     def _delay(self, callback: Callback, failures: int, error: BaseException) -> float:
+        after = asked_after(error)
+        if after is not None:
+            return after
         strategy, base = callback.backoff_strategy, callback.backoff_time
-        backoff = compute_backoff(strategy, base, failures, cap=self._backoff_max)
-        return read_after(asked_after(error), backoff)
+        return compute_backoff(strategy, base, failures, cap=self._backoff_max)
 
     def end_lost(self, item: Claimed) -> None:
         """Tell of a delivery that was lost with its process too often."""

@@ -21,6 +21,9 @@ from .attempts import Attempt, Report, lost_text
 
 logger = Logger(__name__)
 
+#: Seconds until a reminder is tried again of which nobody heard.
+_AGAIN = 1.0
+
 
 class ReminderRunner(AllQueues):
     """Call the receivers of ``task_expiring``, and wait for a task's next reminder.
@@ -81,8 +84,8 @@ class ReminderRunner(AllQueues):
         """Go on to the next reminder if a receiver hangs, since others heard of this one; or try again."""
         attempt.reported = True
         if attempt not in self._telling:
-            # Redis was away for so long.
-            report.end(attempt, End(attempt.item, "release"), _ignore)
+            # Redis was away for so long, or the app has no context now.
+            report.end(attempt, End(attempt.item, "release", _AGAIN), _ignore)
             return
         logger.error("A receiver of task_expiring for task %s %s.", attempt.item.task_id, error)
         reminder = self._look(attempt.item, report)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from redis import RedisError
 
+from .._interrupts import is_for_caller
 from .._log import Logger
 from .._store.deliveries import DeliveryStore, End
 from .._store.records import Claimed
@@ -49,17 +50,26 @@ class Running:
         try:
             with self.app.app_context():
                 self.runner.execute(attempt, self.report)
-        except BaseException:
-            with suppress(BaseException):
-                logger.exception("An attempt of callback %s could not be ended.", attempt.item.callback)
+        except BaseException as error:
+            logger.exception("An attempt at %s could not be ended.", attempt.item)
+            # What Redis did not take until the end is left to the lease.
+            if not (attempt.reported or attempt.written_off or isinstance(error, RedisError)):
+                with suppress(BaseException):
+                    self._fail(attempt, error)
+
+    def _fail(self, attempt: Attempt, error: BaseException) -> None:
+        """Report a failed attempt, also if it is the app's context that fails."""
+        with ExitStack() as stack:
+            with suppress(Exception):
+                stack.enter_context(self.app.app_context())
+            self.runner.fail(attempt, error, self.report)
 
     def time_out(self, attempt: Attempt) -> None:
         """Report, in a thread of its own, that an attempt took too long."""
         error = TimeoutError(f"timed out after {attempt.timeout:g} s")
 
         def tell() -> None:
-            with self.app.app_context():
-                self.runner.fail(attempt, error, self.report)
+            self._fail(attempt, error)
             # Now it is known when the next attempt is due.
             self.wake()
 
@@ -72,8 +82,13 @@ class Running:
     def end_lost(self, items: Iterable[Claimed]) -> None:
         """End what was lost with its process too often."""
         for item in items:
-            with self.app.app_context():
-                self.runner.end_lost(item)
+            try:
+                with self.app.app_context():
+                    self.runner.end_lost(item)
+            except BaseException as error:
+                if is_for_caller(error):
+                    raise
+                logger.exception("The end of %s could not be told.", item)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ class Failure(NamedTuple):
     :param reason: the same, what it says if that may be told, and where the app stood.
     :param final: whether another try is no use.
     :param unknown: whether the code may have arrived all the same.
-    :param after: what the strategy said about when to try again, as it came.
+    :param after: seconds after which the strategy wants another try, if it said so.
     :param ended: what is no ``Exception`` and ends more than this send, without its frames.
     :param recorded: whether the audit log has it.
     """
@@ -43,7 +43,7 @@ class Failure(NamedTuple):
     reason: str
     final: bool = False
     unknown: bool = False
-    after: object = None
+    after: float | None = None
     ended: BaseException | None = None
     recorded: bool = True
 
@@ -149,7 +149,8 @@ class Sender:
         :return: ``None`` if another code took its place meanwhile, so that none was sent.
         """
         channel = self._channels[code.method]
-        failure = otp = named = None
+        raised: BaseException | None = None
+        otp = named = None
         try:
             # The device makes the codes of a strategy that checks them.
             otp = OTP("") if channel.checks else self._otp(task, code, channel)
@@ -160,10 +161,11 @@ class Sender:
             sent = self._channels.send(code.method, task, otp.lasting(code.lasts))
             named = _message_id(sent, otp, channel.address(task.recipient))
         except BaseException as error:
-            # Frames hold the code, and so may the text: what is told is made here, without them.
-            failure = _failure(task, code, channel, error, otp)
-        finally:
-            otp = sent = None
+            raised = error
+        # Frames hold the code, and so may the text: what is told is made here, without them. Inside `except`
+        # an error of the making itself would bring this one along.
+        failure = None if raised is None else _failure(task, code, channel, raised, otp)
+        otp = sent = raised = None
         address = self._address(task, code.method)
         where = {"queue": task.queue, "method": code.method, "address": address}
         if failure is None:

@@ -25,7 +25,7 @@ from .._store.records import Claimed, Code, Due
 from .._store.sends import CodeStore, Delay, Why
 from ..errors import KeyMissing, TaskTampered
 from .all_queues import AllQueues
-from .attempts import Attempt, Report, ReportOnce, compute_backoff, lost_text, read_after
+from .attempts import Attempt, Report, ReportOnce, compute_backoff, lost_text
 from .sender import Failure, Sender
 
 logger = Logger(__name__)
@@ -119,9 +119,9 @@ class SendRunner(AllQueues):
             logger.info("The code of task %s by %s may be sent twice.", item.task_id, self._method)
 
     def fail(self, attempt: Attempt, error: BaseException, report: Report) -> None:
-        """Report an attempt that took too long: its code may have arrived. It is repeated once."""
-        item, cause = attempt.item, type(error).__name__
-        failure = Failure(None, cause, str(error), unknown=True, recorded=False)
+        """Report a failed attempt. One that took too long is repeated once: its code may have arrived."""
+        item, cause, late = attempt.item, type(error).__name__, isinstance(error, TimeoutError)
+        failure = Failure(None, cause, str(error) if late else cause, unknown=late, recorded=False)
         if not self._postpone(item, failure, report):
             self._give_up(item, failure, report)
 
@@ -146,6 +146,10 @@ class SendRunner(AllQueues):
         self._inside.add(attempt)
         try:
             outcome = self._send(due)
+        except Exception as error:
+            # Nothing that a strategy raises comes here. Whether it was called is not known.
+            cause = type(error).__name__
+            return Failure(None, cause, cause, unknown=True, recorded=False)
         finally:
             self._inside.discard(attempt)
         if isinstance(outcome, Failure) and outcome.ended is not None and is_interrupt(outcome.ended):
@@ -190,7 +194,7 @@ class SendRunner(AllQueues):
         """Let a send be tried again later; false if it was written off before."""
         failures, settings = item.failures + 1, self._settings
         backoff = compute_backoff("exponential", settings.backoff, failures, cap=settings.backoff_max)
-        wait, patience = read_after(failure.after, backoff), settings.fallback
+        wait, patience = backoff if failure.after is None else failure.after, settings.fallback
         if wait >= left:
             # There is no other try: another method may be in time. What waits until the end is void then.
             wait, patience = max(left, 0.0), 0.0

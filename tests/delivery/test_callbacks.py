@@ -19,6 +19,7 @@ from flask_taskflow import (
 )
 from flask_taskflow._delivery.attempts import compute_backoff
 from flask_taskflow.testing import travel
+from tests.support.sending import Elaborate
 from tests.support.stage import Stage
 
 pytestmark = pytest.mark.usefixtures("app")
@@ -79,6 +80,7 @@ NO_TIMES: list[Any] = [float("nan"), "soon", None]
     [
         (Retry("not yet", after=3), {"max_attempts": 2, "backoff_time": 500}, [3]),
         *((Retry(after=after), {"max_attempts": 2, "backoff_time": 500}, [500]) for after in NO_TIMES),
+        (Elaborate("busy"), {"max_attempts": 2, "backoff_time": 500}, [500]),
         (Reject("no such account"), {"max_attempts": 9}, []),
         (SystemExit(3), {"max_attempts": 3}, [1, 1]),
     ],

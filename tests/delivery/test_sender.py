@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import pytest
 
-from flask_taskflow import Reject, Task
+from flask_taskflow import Reject, SendFailed, Task
 from flask_taskflow.testing import travel
 from tests.conftest import SECRET_KEY
 from tests.support import inside
-from tests.support.sending import EMAIL, Post, Words
+from tests.support.sending import EMAIL, Elaborate, Post, Words
 
 
 def test_code_while_a_send_waits_or_failed_is_in_no_key_and_no_log(
@@ -165,3 +166,18 @@ def test_success_that_comes_after_the_send_was_given_up_puts_its_code_in_force(p
     assert given_up != [None]
     assert len(post.sent) == 2
     assert post.confirms(task, message=0)
+
+
+def test_error_that_cannot_be_asked_when_to_try_again_shows_no_code(
+    post: Post, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(task: Task[Any], otp: str) -> None:
+        raise Elaborate(f"the provider did not take: your code is {otp}")
+
+    post.email.moods = [refuse]
+    with post.make_app(send="inline").app_context(), pytest.raises(SendFailed) as caught:
+        post.add_for("EMAIL")
+
+    shown = "".join(traceback.format_exception(caught.value)) + caplog.text
+    assert post.email.codes[0] not in shown
+    assert "Elaborate raised by Moody" in shown

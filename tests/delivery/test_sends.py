@@ -33,7 +33,7 @@ from tests.conftest import watch
 from tests.support import inside
 from tests.support.fleet import wait_until
 from tests.support.inside import key_of
-from tests.support.sending import EMAIL, PHONE, Mood, Moody, Post
+from tests.support.sending import EMAIL, PHONE, Elaborate, Mood, Moody, Post
 
 NO = Reject("no such mailbox")
 
@@ -141,6 +141,7 @@ NO_TIMES: list[Any] = [float("nan"), "soon", None, [], -5, True]
     [
         *((Retry(after=after), "Retry") for after in NO_TIMES),
         (Silent(), "Silent"),
+        (Elaborate("busy"), "Elaborate"),
         (SystemExit, "SystemExit"),
         (Exit("550 I do not want"), "Exit"),
     ],

@@ -9,10 +9,11 @@ import math
 import threading
 import types
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any, cast
 
 import pytest
-from flask import Flask, g
+from flask import Flask, appcontext_pushed, g
 from redis import Redis
 
 from flask_taskflow import (
@@ -22,12 +23,14 @@ from flask_taskflow import (
     callback_dead,
     callback_failed,
     callback_succeeded,
+    task_expiring,
     task_verified,
 )
 from flask_taskflow._delivery.announcer import _REMEMBERED, Announcer
 from flask_taskflow._operator.doctor import examine
 from flask_taskflow._service import current_service
 from flask_taskflow.testing import redis_server, travel
+from tests.support import inside
 from tests.support.fleet import wait_until
 from tests.support.processes import ROOT, UNTRACED, Process
 from tests.support.stage import Stage
@@ -126,6 +129,76 @@ def test_teardown_function_that_raises_fails_the_attempt(stage: Stage) -> None:
     stage.run()
 
     assert str(dead.next()["error"]) == "could not commit"
+
+
+def out_of_order(app: Flask, stack: ExitStack, part: str) -> threading.Event:
+    """Let an app give no context to some threads, told by a part of their name, until an event is set."""
+    mended = threading.Event()
+
+    def connect(sender: Flask) -> None:
+        if part in threading.current_thread().name and not mended.is_set():
+            raise ConnectionError("the database is away")
+
+    stack.enter_context(appcontext_pushed.connected_to(connect, app))
+    return mended
+
+
+def test_attempt_whose_app_gives_no_context_has_failed(stage: Stage) -> None:
+    work = stage.work(name="work", max_attempts=9, backoff_time=0.1)
+    failed = stage.hear(callback_failed)
+    with ExitStack() as stack:
+        mended = out_of_order(stage.app(poll=0.1), stack, "-callbacks-runs")
+        stage.taskflow.start()
+        task = stage.verified()
+        told = [failed.next() for _ in range(2)]
+        mended.set()
+
+        assert work.begun.acquire(timeout=60)
+        stage.taskflow.stop()
+
+    assert [type(each["error"]) for each in told] == [ConnectionError] * 2
+    assert work.attempts[0] >= 3
+    assert "lost" not in [entry.event for entry in stage.taskflow.get_course(task.id)]
+
+
+@pytest.mark.parametrize("kind", ["EMAIL", "reminders"])
+def test_send_or_reminder_whose_app_gives_no_context_is_tried_again(
+    stage: Stage, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    ear = stage.hear(task_expiring)
+    with ExitStack() as stack:
+        mended = out_of_order(stage.app(poll=0.1, send="background"), stack, f"-{kind}-runs")
+        stage.taskflow.start()
+        task = stage.add(ttl=3600, remind=[3599.5])
+        wait_until(lambda: caplog.text.count("could not be ended") >= 2)
+        mended.set()
+
+        if kind == "EMAIL":
+            wait_until(lambda: stage.box)
+        else:
+            ear.next()
+        stage.taskflow.stop()
+
+    assert "lost" not in [entry.event for entry in stage.taskflow.get_course(task.id)]
+
+
+@pytest.mark.parametrize("how", [RuntimeError, SystemExit])
+def test_teardown_that_fails_silences_the_end_of_no_other(stage: Stage, how: type[BaseException]) -> None:
+    stage.work(name="work")
+    app, dead = stage.app(max_lost=0, poll=0.1), stage.hear(callback_dead)
+
+    @app.teardown_appcontext
+    def close(error: BaseException | None) -> None:
+        if threading.current_thread().name.endswith("-ends"):
+            raise how("the database is away")
+
+    tasks = {stage.verified().id for _ in range(3)}
+    assert len(inside.store().claim("q", ["work"], 3).deliveries) == 3
+    travel(60)
+    stage.taskflow.start()
+
+    assert {dead.next()["task"].id for _ in tasks} == tasks
+    stage.taskflow.stop()
 
 
 def test_receiver_that_exits_or_is_asynchronous_silences_no_other(

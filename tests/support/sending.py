@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from flask_taskflow import OutboxStrategy, Status, Task
+from flask_taskflow import OutboxStrategy, Retry, Status, Task
 from flask_taskflow._service import current_service
 from flask_taskflow._store.sends import GivenUp
 from flask_taskflow.strategies import Message
@@ -16,6 +16,20 @@ EMAIL, PHONE = "a@example.com", "+84901234567"
 BOTH = {"email": EMAIL, "phone_number": PHONE}
 
 Mood = BaseException | type[BaseException] | Callable[[Task[Any], str], object]
+
+
+class Elaborate(Retry):
+    """Work out when to try again from what is not there."""
+
+    headers: ClassVar[dict[str, str]] = {}
+
+    @property
+    def after(self) -> float:
+        return float(self.headers["Retry-After"])
+
+    @after.setter
+    def after(self, value: object) -> None:
+        """Keep nothing."""
 
 
 class Moody(OutboxStrategy):
