@@ -105,6 +105,17 @@ def test_dashboard_without_access_is_refused_with_what_to_write(stage: Stage) ->
     assert "With Flask-Login:\ndef access(request):\n" in told
 
 
+@pytest.mark.parametrize(
+    "query",
+    ["endpoint=x", "_external=1&_scheme=javascript", "_method=FOO", "_anchor=a", "values=1", "self=1"],
+)
+def test_names_in_a_query_are_no_more_than_names(board: Board, query: str) -> None:
+    links = re.findall('href="([^"]*)">Refresh', board.get(f"/?{query}&done=pause&count=1"))
+
+    assert links == [f"/ops/?{html.escape(query)}"]
+    assert f'href="/ops/?{html.escape(query)}&amp;period=day"' in board.get(f"/?{query}")
+
+
 @pytest.mark.parametrize("answer", [None, True, "admin", ("ann",), ("ann", "root"), (7, "read"), ["read"]])
 def test_answer_of_access_that_is_none_lets_nobody_in(board: Board, answer: Any) -> None:
     board.answer = answer

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from flask import Response, current_app, g, make_response, request, url_for
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -94,7 +95,9 @@ def _link(endpoint: str, **values: Any) -> Markup:
 def self_url(**changes: str) -> Markup:
     """Return the URL of this page without what is told of an action, and with some changes of its query."""
     query = {name: value for name, value in request.args.items() if name not in ("done", "count")}
-    return _link(request.endpoint or "", **{**query, **(request.view_args or {}), **changes})
+    # Not by url_for: it has parameters of its own, and the names in the query are anybody's.
+    place = url_for(request.endpoint or "", **(request.view_args or {}))
+    return verbatim("?".join(filter(None, (place, urlencode(query | changes)))))
 
 
 _ENVIRONMENT = Environment(
