@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from flask import current_app, render_template, url_for
+from jinja2 import Environment
 
 from .._course import Outcome
 from .._service import current_service
@@ -246,8 +247,9 @@ class Page:
 
     def render(self) -> str:
         """Return the page as HTML."""
+        template = _environment().get_template("taskflow/page.html")
         with speaking(self.locale):
-            return render_template("taskflow/page.html", page=self, _=self.gettext).lstrip()
+            return render_template(template, page=self, _=self.gettext).lstrip()
 
     def problem_of(self, typed: str) -> str:
         """Return why a text cannot be a code of the page's method, as a word of ``texts.html``."""
@@ -263,6 +265,25 @@ class Page:
         if not all(unicodedata.category(c) == "Nd" for c in text):
             return "signs"
         return "short" if len(text) < self.digits else "long"
+
+
+def _environment() -> Environment:
+    """Return the app's environment, but that it reads templates as ours are written."""
+    known = current_app.extensions.get("taskflow.pages")
+    if not isinstance(known, Environment):
+        known = current_app.jinja_env.overlay(
+            block_start_string="{%",
+            block_end_string="%}",
+            variable_start_string="{{",
+            variable_end_string="}}",
+            comment_start_string="{#",
+            comment_end_string="#}",
+            line_statement_prefix=None,
+            line_comment_prefix=None,
+            autoescape=True,
+        )
+        current_app.extensions["taskflow.pages"] = known
+    return known
 
 
 _GAPS = frozenset(("Zs", "Zl", "Zp", "Cc", "Cf", "Pd"))

@@ -504,6 +504,37 @@ def test_app_overrides_blocks_texts_style_and_has_the_form_in_pages_of_its_own(
     assert form.count("<input") == 2
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"variable_start_string": "[[", "variable_end_string": "]]"},
+        {"block_start_string": "<%", "block_end_string": "%>"},
+        {"line_statement_prefix": "<", "line_comment_prefix": "{"},
+        {"autoescape": False},
+    ],
+)
+def test_page_is_itself_whatever_syntax_the_app_writes_in(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    plain = Browser(stage, resend_cooldown=0).add(summary="Pay 5 € to <Bob>")
+    own = tmp_path / "templates/taskflow/page.html"
+    own.parent.mkdir(parents=True)
+    own.write_text(
+        '{% extends "flask_taskflow/taskflow/page.html" %}{% block footer %}{{ brand }}{% endblock %}',
+        "utf-8",
+    )
+    expected = plain.see().text
+    monkeypatch.setattr(Flask, "jinja_options", options)
+    dressed, branded = (Browser(stage, resend_cooldown=0) for _ in range(2))
+    dressed.task = plain.task
+    dressed.client.set_cookie(f"taskflow-{plain.task.id}", str(plain.task.holder))
+    branded.app.root_path = str(tmp_path)
+    branded.app.context_processor(lambda: {"brand": "The Bank"})
+
+    assert dressed.see().text == expected
+    assert "The Bank" in branded.client.get("/taskflow/tasks/x").text
+
+
 def test_what_an_app_calls_its_method_is_escaped_once(page: Browser, tmp_path: Path) -> None:
     texts = tmp_path / "templates/taskflow/texts.html"
     texts.parent.mkdir(parents=True)
