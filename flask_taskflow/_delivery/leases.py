@@ -17,6 +17,8 @@ logger = Logger(__name__)
 HEARTBEAT = 1.0
 #: While others hold leases, seconds between two looks at whether they live.
 _LOOK = 1.0
+#: After so many seconds all that live have extended what they run, whatever the time is now.
+_EXTENDED = 2 * HEARTBEAT
 #: The least time between the two looks that see the same lease without its process, seconds.
 _LOOK_AGAIN = 2.0
 
@@ -60,12 +62,15 @@ class Leases:
 
     @property
     def may_reap(self) -> bool:
-        """Whether a claim may take over leases that expired."""
-        return time.monotonic() >= self._reap_at
+        """Whether a claim may take over leases that expired.
+
+        When the server's clock stepped over them, their owners extend them first.
+        """
+        return time.monotonic() >= max(self._reap_at, self._store.clocks.stepped_at + _EXTENDED)
 
     def reap_after(self, seconds: float) -> None:
         """Let the expired leases of others alone for a while: they could not extend them."""
-        self._reap_at = time.monotonic() + seconds
+        self._reap_at = max(self._reap_at, time.monotonic() + seconds)
 
     def extend_soon(self) -> None:
         """Extend the own leases as soon as Redis can be reached."""

@@ -34,6 +34,8 @@ _REGISTER_MAX = 100
 _TOGETHER_MAX = 250
 #: Milliseconds.
 _STUCK_TOLD = 180_000
+#: By so much the server's clock may go another way than this process's, milliseconds.
+_STEP = 1000
 #: So many deliveries, and so many ends, one turn takes.
 TURN_MAX = 64
 _MOVES_MAX = 500
@@ -190,6 +192,32 @@ class _Share(NamedTuple):
         return f"{channel} {self.waits}" if channel and self.pausable else ""
 
 
+class Clocks:
+    """What is known of the clocks of servers, as answers told.
+
+    :param apart: whether each queue may be on a server of its own.
+    """
+
+    def __init__(self, *, apart: bool) -> None:
+        self._apart = apart
+        #: By queue, or for all: the server's clock less the monotonic one, ms.
+        self._ahead: dict[str, float] = {}
+        #: When one was last seen to be not where it was, by the monotonic clock.
+        self.stepped_at = -math.inf
+
+    def hear(self, queue: str, now: int | bytes) -> None:
+        """Take note of what the time is, ms, where a queue is."""
+        clock, ahead = queue if self._apart else "", int(now) - time.monotonic() * 1000
+        if abs(ahead - self._ahead.get(clock, ahead)) > _STEP:
+            self.stepped_at = time.monotonic()
+        self._ahead[clock] = ahead
+
+    def deadline(self, queue: str, patience: int) -> int:
+        """Return what the time will be, where a queue is, in so many ms; 0 if that is not known."""
+        ahead = self._ahead.get(queue if self._apart else "")
+        return 0 if ahead is None else int(time.monotonic() * 1000 + ahead + patience)
+
+
 class DeliveryStore:
     """The engine's steps, each one atomic and one round trip.
 
@@ -210,8 +238,7 @@ class DeliveryStore:
         self._together = _TOGETHER_MAX if isinstance(steps.client, Redis) else 1
         #: By queue and names, each made once.
         self._shares: dict[tuple[str, ...], _Share] = {}
-        #: The server's clock less the monotonic one, ms.
-        self._ahead: float | None = None
+        self.clocks = Clocks(apart=self._together == 1)
         self._seldom = Seldom(_COMPLAIN)
         self._tell = Seldom(_TELL)
         self._heard = Seldom(_TELL_ALIVE)
@@ -316,7 +343,7 @@ class DeliveryStore:
             [*share.around, *share.keys],
             len(ends),
             *(part for end in ends for part in (names.index(end.item.callback), end.how, *_parts(end))),
-            self._deadline(),
+            self.clocks.deadline(queue, terms.redis_timeout),
             min(wanted.most, TURN_MAX),
             wanted.places,
             wanted.floor,
@@ -330,7 +357,7 @@ class DeliveryStore:
             share.caller(self._channel(owner)),
             share.limits,
         )
-        self._ahead = int(now) - time.monotonic() * 1000
+        self.clocks.hear(queue, now)
         told = [each.decode(errors="replace") for each in words]
         if word == "late":
             return Claim([], [], again=True, wait=None, held=0, words=told)
@@ -402,7 +429,7 @@ class DeliveryStore:
         found, channel = list[Peek](), self._channel(owner)
         for start in range(0, len(asked), self._together):
             shares = [self._share(queue, names) for queue, names in asked[start : start + self._together]]
-            _, *rows = self._steps.run(
+            _, now, *rows = self._steps.run(
                 "deliveries/peek",
                 [key for share in shares for key in (*share.around, *share.keys)],
                 channel,
@@ -410,6 +437,7 @@ class DeliveryStore:
                 [int(share.pausable) for share in shares],
                 [share.caller(channel) if waits else "" for share in shares],
             )
+            self.clocks.hear(asked[start][0], now)
             found += [
                 Peek(int(head) if head else None, None if wait == b"-1" else int(wait) / 1000, held)
                 for head, wait, held in _rows_of(rows, 3)
@@ -475,11 +503,6 @@ class DeliveryStore:
         if known is None:
             known = self._shares[queue, *names] = _Share.of(queue, names, self._keys)
         return known
-
-    def _deadline(self) -> int:
-        if self._ahead is None:
-            return 0
-        return int(time.monotonic() * 1000 + self._ahead + self._terms.redis_timeout)
 
     def _complain(self, queue: str, name: str) -> None:
         if self._seldom(f"{queue} {name}"):

@@ -83,6 +83,24 @@ def test_released_delivery_runs_again_and_counts_nothing(stage: Stage) -> None:
 
 
 @pytest.mark.promise("F10")
+def test_clock_that_steps_over_a_lease_takes_it_from_nobody(stage: Stage) -> None:
+    stage.work(name="work")
+    stage.app()
+    engine, other = inside.engine(), inside.store()
+    engine.turn()
+    stage.verified()
+    (item,) = other.claim("q", ["work"], 1).deliveries
+
+    # As if the server had gone two minutes forwards since it was asked last.
+    engine._store.clocks._ahead[""] -= 120_000
+    travel(120)
+    engine.wake()
+    engine.turn()
+
+    assert other.extend("q", [item]) == []
+    assert other.ack(item)
+
+
 def test_callback_longer_than_its_lease_runs_once(stage: Stage) -> None:
     succeeded = stage.hear(callback_succeeded)
     # Some leases; another process would claim at the end of the first.

@@ -4,11 +4,11 @@
 -- KEYS: for each queue: paused, waiting, then ready, delay, lease, dead, meta, body, error of each callback
 -- ARGV: channel of the process or empty, list of how many callbacks each queue has, list of whether `paused` holds them (1 or 0),
 --       list of what waiting.lua calls the process in each queue, or empty
--- Returns: ok, then for each queue: priority of the first that is ready or empty, ms until a delay or a lease
+-- Returns: ok, now, then for each queue: priority of the first that is ready or empty, ms until a delay or a lease
 --          ends or -1, number of leases
 
 local now, channel, counts, pausable, callers = now_ms(), take(), take_list(), take_list(), take_list()
-local reply, k = { 'ok' }, 1
+local reply, k = { 'ok', int(now) }, 1
 
 -- Forget those that said nothing for long: their processes are gone.
 local function forget_waiting(waiting, now)
