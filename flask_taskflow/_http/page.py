@@ -251,10 +251,10 @@ def _resend(task_id: str, method: str, otp: OTP) -> ResponseReturnValue:
 
 
 def _correct(task_id: str, method: str, otp: OTP) -> ResponseReturnValue:
-    offered = _page(task_id, method).correctable
-    fields = {name: request.form[name] for name in offered if request.form.get(name)}
+    page = _page(task_id, method)
+    fields = {name: request.form[name] for name in page.correctable if request.form.get(name)}
     if not fields:
-        raise InvalidTask("no address was given that may be corrected")
+        return _answer(page, "no_address", 422)
     current_service().update_recipient(task_id, fields)
     return redirect(Page(**_place()).url_for(method=method, sent="new"), 303)
 
@@ -292,7 +292,8 @@ def _place() -> dict[str, Any]:
 
 def _page(task_id: str, asked: str) -> Page:
     """Return the page as it stands."""
-    page = Page(**_place(), asked=asked, may_correct=current_config().correctable)
+    typed = request.form if request.method == "POST" else {}
+    page = Page(**_place(), asked=asked, may_correct=current_config().correctable, typed=typed)
     try:
         task = _look(task_id)
     except OTPRejected:

@@ -7,7 +7,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +26,7 @@ _DIGITS = re.compile(r"(?:\[0-9\]|\\d)\{(\d{1,2})\}", re.ASCII)
 #: Seconds left at which one who waits, and listens to the page, is told so.
 _PHASES = (30, 60, 300, 600)
 _OF_CODES = frozenset(("empty", "short", "long", "letters", "signs", "unlike", "refused"))
+_OF_ADDRESSES = frozenset(("invalid_task", "no_address"))
 _OUTCOMES = {
     Outcome.DONE: "done",
     Outcome.WAITING: "waiting",
@@ -71,6 +72,7 @@ class Page:
     :param problem: what is wrong with the last request, a word of ``texts.html``, or nothing.
     :param note: what was just sent: ``same``, ``new``, or nothing.
     :param may_correct: fields of a recipient that the app lets people correct.
+    :param typed: what the form had that was just sent, but the code.
     :param trouble: why there is nothing to show: ``refused``, ``unavailable``, ``send_limit``,
         ``invalid_task``, or nothing.
     :param run: of the request that a task keeps: ``now`` if it runs next, ``done`` if it ran, or nothing.
@@ -83,6 +85,7 @@ class Page:
     problem: str = ""
     note: str = ""
     may_correct: tuple[str, ...] = ()
+    typed: Mapping[str, str] = field(default_factory=dict)
     trouble: str = ""
     run: str = ""
 
@@ -104,6 +107,14 @@ class Page:
     def at_fault(self) -> bool:
         """Whether the problem is with the code that was typed."""
         return self.problem in _OF_CODES
+
+    @property
+    def field_at_fault(self) -> str:
+        """The ``id`` of the field that the problem is with, or nothing."""
+        names = ["otp"] if self.at_fault else []
+        if self.problem in _OF_ADDRESSES:
+            names = [name for name in self.correctable if name in self.typed]
+        return f"taskflow-{names[0]}" if names else ""
 
     @property
     def summary(self) -> str:

@@ -14,6 +14,7 @@ import pytest
 from flask import Flask, abort, render_template_string
 from flask_wtf import CSRFProtect
 from jinja2 import DictLoader
+from markupsafe import escape
 from redis import Redis
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.test import TestResponse
@@ -379,6 +380,41 @@ def test_address_is_corrected_if_the_app_allows(stage: Stage, correctable: tuple
     now = stage.taskflow.get_task(page.task.id).recipient
     assert now.email == ("bo@example.com" if correctable else EMAIL)
     assert page.post(action="correct", phone_number="+441234567890").status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("bo@@<x>", "No code can be sent to this address. Look at each character."),
+        ("", "Type where the code is to be sent."),
+    ],
+)
+def test_address_that_is_refused_stays_in_its_field_3_3_1_and_3_3_7(
+    stage: Stage, typed: str, told: str
+) -> None:
+    page = Browser(stage, correctable=["email", "phone_number"]).add()
+    answer = page.post(action="correct", email=typed)
+    details = re.findall(r"<details.*?</details>", answer.text, re.S)
+    error = re.search(r'id="taskflow-email-error"><span.*?</span> (.*?)</p>', details[0])
+    phone = re.search(r"<input id=.*?>", details[1], re.S)
+
+    assert (answer.status_code, problem(answer)) == (422, told)
+    assert title(answer) == "Error: Type your code"
+    assert '<a href="#taskflow-email">' in answer.text
+    assert (error and error[1], " open>" in details[0], " open>" in details[1]) == (told, True, False)
+    assert f'name="email" value="{escape(typed)}"' in details[0]
+    assert 'aria-invalid="true" aria-describedby="taskflow-email-error"' in details[0]
+    assert phone
+    assert ('value=""' in phone[0], "aria-" in phone[0]) == (True, False)
+    assert "taskflow-error" not in answer.text.partition('id="taskflow-form"')[2].partition("</form>")[0]
+
+
+def test_address_stays_in_its_field_whatever_kept_the_code_from_it(stage: Stage) -> None:
+    page = Browser(stage, correctable=["email"], max_sends=1).add()
+    answer = page.post(action="correct", email="bo@example.com")
+
+    assert (answer.status_code, 'value="bo@example.com"' in answer.text) == (429, True)
+    assert "aria-invalid" not in answer.text
 
 
 def test_only_what_the_page_offers_is_corrected(stage: Stage) -> None:

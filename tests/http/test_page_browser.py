@@ -167,6 +167,22 @@ def test_error_is_named_focused_and_tied_to_its_field_3_3_1_and_3_3_3(visit: Vis
     assert visit.driver.switch_to.active_element == field
 
 
+def test_refused_address_is_named_tied_to_its_field_and_kept_there_3_3_1_and_3_3_7(visit: Visit) -> None:
+    visit.open()
+    visit.find(".taskflow-correct summary").click()
+    visit.find("#taskflow-email").send_keys("bo@@x", Keys.ENTER)
+    error = wait_for(visit.driver, ".taskflow-problem", "No code can be sent to this address")
+    field = visit.find("#taskflow-email")
+
+    assert visit.driver.title == "Error: Type your code"
+    assert visit.driver.switch_to.active_element == error
+    assert (field.is_displayed(), field.get_attribute("value")) == (True, "bo@@x")
+    assert visit.find(".taskflow-problem p").text in visit.find("#taskflow-email-error").text
+    visit.check("Type your code")
+    visit.find(".taskflow-problem a").click()
+    assert visit.driver.switch_to.active_element == field
+
+
 def test_field_takes_paste_and_managers_and_sends_nothing_by_itself_3_3_8_and_3_2_2(visit: Visit) -> None:
     task = visit.open()
     field = visit.find("#taskflow-otp")
