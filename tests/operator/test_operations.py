@@ -163,6 +163,42 @@ def test_oldest_is_of_what_could_run_now(stage: Stage) -> None:
     assert oldest() == pytest.approx(1030, abs=5)
 
 
+@pytest.mark.parametrize("again", ["due", "replayed"])
+def test_what_waits_again_is_no_older_than_that(stage: Stage, again: str) -> None:
+    """A retry waited on purpose; a dead letter was dead."""
+    stage.work(Retry(after=7200), max_attempts=1 if again == "replayed" else 2)
+    stage.app()
+    task = stage.verified()
+    stage.run()
+    travel(7230)
+    if again == "replayed":
+        stage.taskflow.operations.replay(f"{task.id}:work")
+        travel(30)
+    # All places are busy: what is due waits with what is ready.
+    inside.store().claim("q", ["work"], 0)
+
+    (queue,) = stage.taskflow.operations.stats()
+
+    assert queue.callbacks[0].ready == 1
+    assert queue.callbacks[0].oldest == pytest.approx(30, abs=5)
+    assert stage.taskflow.health().ok
+
+
+def test_oldest_is_found_in_a_bounded_time_among_any_number_of_priorities(stage: Stage) -> None:
+    stage.work()
+    stage.app(recipient_max_sends=1000)
+    stage.verified(priority=-5)
+    travel(60)
+    for number in range(150):
+        stage.verified(priority=number)
+
+    stage.redis.config_resetstat()
+    (queue,) = stage.taskflow.operations.stats()
+
+    assert queue.callbacks[0].oldest == pytest.approx(60, abs=5)
+    assert stage.redis.info("commandstats")["cmdstat_zrevrangebyscore"]["calls"] < 150
+
+
 @pytest.mark.parametrize(
     ("call", "told"),
     [

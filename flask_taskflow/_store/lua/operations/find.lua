@@ -9,7 +9,7 @@ local meta = read_meta(keys.meta, id)
 for _, place in ipairs(places) do
   local score = meta and redis.call('ZSCORE', keys[place], meta.member)
   if score then
-    if place == 'ready' then score = meta.enqueued end
+    if place == 'ready' then score = int(meta.ready_at) end
     local message = redis.call('HGET', keys.error, id) or ''
     return { place, score, meta.failures, meta.lost, holder_of(meta), message }
   end

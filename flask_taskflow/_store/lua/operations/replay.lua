@@ -8,7 +8,7 @@ local keys, now, channel, method, last, count = key_sets(1)[1], now_ms(), take()
 for _, id in ipairs(take_list()) do
   local meta = read_meta(keys.meta, id)
   if meta and redis.call('ZREM', keys.dead, meta.member) == 1 then
-    meta.failures, meta.lost = 0, 0
+    meta.failures, meta.lost, meta.ready_at = 0, 0, now
     write_meta(keys.meta, id, meta)
     redis.call('ZADD', keys.ready, int(-meta.priority), meta.member)
     ran.replayed(keys, id, now)

@@ -9,14 +9,21 @@
 
 local now, length, count = now_ms(), take_number(), take_number()
 
--- When the oldest could run: of each priority the first was stored first; a retry waits since it was due.
+-- So many priorities are looked at, from the least urgent on, where things wait longest, and so many of each.
+local most_priorities, most_of_each = 100, 10
+
+-- When the oldest could run: of each priority the first was stored first. Retries stand before what was stored after
+-- them, and wait since they were due.
 local function oldest_of(keys)
-  local oldest, head = math.huge, redis.call('ZRANGE', keys.ready, 0, 0, 'WITHSCORES')
-  -- Each turn skips a priority.
-  while head[1] do
-    local meta = read_meta(keys.meta, id_of(head[1]))
-    oldest = math.min(oldest, meta and tonumber(meta.enqueued) or now)
-    head = redis.call('ZRANGEBYSCORE', keys.ready, '(' .. head[2], '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+  local oldest, below = math.huge, '+inf'
+  for _ = 1, most_priorities do
+    local last = redis.call('ZREVRANGEBYSCORE', keys.ready, below, '-inf', 'WITHSCORES', 'LIMIT', 0, 1)
+    if not last[1] then break end
+    for _, member in ipairs(redis.call('ZRANGEBYSCORE', keys.ready, last[2], last[2], 'LIMIT', 0, most_of_each)) do
+      local meta = read_meta(keys.meta, id_of(member))
+      oldest = math.min(oldest, meta and meta.ready_at or now)
+    end
+    below = '(' .. last[2]
   end
   for _, place in ipairs({ 'delay', 'lease' }) do
     local first = redis.call('ZRANGE', keys[place], 0, 0, 'WITHSCORES')

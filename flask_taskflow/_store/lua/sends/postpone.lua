@@ -21,7 +21,7 @@ if hung and task[method .. '.unsure'] then return { 'again' } end
 
 local meta = take_back(keys, id, token)
 if not meta then return { 'stale' } end
-meta.failures = meta.failures + 1
+meta.failures, meta.ready_at = meta.failures + 1, now + delay
 write_meta(keys.meta, id, meta)
 redis.call('HSET', keys.error, id, message)
 redis.call('ZADD', keys.delay, int(now + delay), meta.member)

@@ -2,9 +2,10 @@
 -- a code by one method; its id is the task's id. It stands, as `<16 hex digits>:<id>`, in exactly one of
 --   ready  score -priority       delay  score when it is due
 --   lease  score its deadline    dead   score when it died
--- and has a line in meta: `1 <number> <priority> <failures> <lost> <token> <enqueued ms> <owner>`. Before the owner
--- stands `+` if it was claimed ahead, while no place was free, and `~` if it was lost so once; and before that `!` if
--- the task ended once more while what follows its end ran: it has another body then, for the next run.
+-- and has a line in meta: `1 <number> <priority> <failures> <lost> <token> <ready at ms> <owner>`: when it could run the
+-- first time, or again. Before the owner stands `+` if it was claimed ahead, while no place was free, and `~` if it was
+-- lost so once; and before that `!` if the task ended once more while what follows its end ran: it has another body
+-- then, for the next run.
 -- Needs: base
 
 local places = { 'ready', 'delay', 'lease', 'dead' }
@@ -24,19 +25,19 @@ end
 
 local function read_meta(key, id)
   local raw = redis.call('HGET', key, id) or ''
-  local number, priority, failures, lost, token, enqueued, owner =
+  local number, priority, failures, lost, token, ready_at, owner =
     string.match(raw, '^1 (%x+) (-?%d+) (%d+) (%d+) (%d+) (%d+) (%S+)$')
   if not number or #number ~= 16 then return nil end
   return {
     number = number, priority = tonumber(priority), failures = tonumber(failures),
-    lost = tonumber(lost), token = tonumber(token), enqueued = enqueued, owner = owner,
+    lost = tonumber(lost), token = tonumber(token), ready_at = tonumber(ready_at), owner = owner,
     member = number .. ':' .. id,
   }
 end
 
 local function write_meta(key, id, meta)
   redis.call('HSET', key, id, table.concat({ '1', meta.number, int(meta.priority), int(meta.failures),
-    int(meta.lost), int(meta.token), meta.enqueued, meta.owner }, ' '))
+    int(meta.lost), int(meta.token), int(meta.ready_at), meta.owner }, ' '))
 end
 
 local function was_spared(meta) return string.sub(meta.owner, 1, 1) == '~' end
@@ -63,10 +64,10 @@ local function mark_anew(keys, id, meta)
 end
 
 -- Let it begin anew, if it is marked so; answers whether it is. No report of an earlier run is one of the next.
-local function begin_anew(keys, id, meta)
+local function begin_anew(keys, id, meta, now)
   if string.sub(meta.owner, 1, 1) ~= '!' then return false end
   for _, place in ipairs(places) do redis.call('ZREM', keys[place], meta.member) end
-  meta.failures, meta.lost, meta.token, meta.owner = 0, 0, meta.token + 1, '-'
+  meta.failures, meta.lost, meta.token, meta.ready_at, meta.owner = 0, 0, meta.token + 1, now, '-'
   write_meta(keys.meta, id, meta)
   redis.call('ZADD', keys.ready, int(-meta.priority), meta.member)
   return true

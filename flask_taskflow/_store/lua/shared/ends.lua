@@ -16,7 +16,7 @@ local function ack(keys, told, now)
   if not meta then return 'gone' end
   if meta.token ~= told.token then return 'stale' end
   ran.done(keys, told.id, meta, now, told.took)
-  if not begin_anew(keys, told.id, meta) then remove(keys, meta.member) end
+  if not begin_anew(keys, told.id, meta, now) then remove(keys, meta.member) end
   return 'ok'
 end
 
@@ -30,12 +30,12 @@ local function fail_into(keys, place, due, told, now)
   local meta = take_back(keys, told.id, told.token)
   -- The report that ended it may be this one, whose answer was lost.
   if not meta then return stands_in(keys, place, told) and 'gone' or 'stale' end
-  meta.failures = meta.failures + 1
+  meta.failures, meta.ready_at = meta.failures + 1, due or now
   write_meta(keys.meta, told.id, meta)
   redis.call('HSET', keys.error, told.id, told.error)
   redis.call('ZADD', keys[place], int(due or now), meta.member)
   ran.failed(keys, told.id, meta, told.cause, due, now, told.took)
-  begin_anew(keys, told.id, meta)
+  begin_anew(keys, told.id, meta, now)
   return 'ok'
 end
 
@@ -51,6 +51,8 @@ local function release(keys, told, now)
   if not meta then return 'stale' end
   local due = told.delay > 0 and now + told.delay or nil
   if due then
+    meta.ready_at = due
+    write_meta(keys.meta, told.id, meta)
     redis.call('ZADD', keys.delay, int(due), meta.member)
   else
     redis.call('ZADD', keys.ready, int(-meta.priority), meta.member)

@@ -6,7 +6,8 @@
 local function lose(keys, member, meta, limits, now)
   local id = id_of(member)
   redis.call('ZREM', keys.lease, member)
-  if begin_anew(keys, id, meta) then return false end
+  if begin_anew(keys, id, meta, now) then return false end
+  meta.ready_at = now
   if spare(meta) then
     write_meta(keys.meta, id, meta)
     redis.call('ZADD', keys.ready, int(-meta.priority), member)
@@ -14,6 +15,8 @@ local function lose(keys, member, meta, limits, now)
     return false
   end
   meta.lost = meta.lost + 1
+  local due = meta.lost == 1 and now or now + limits.pause
+  meta.ready_at = due
   write_meta(keys.meta, id, meta)
   if meta.lost > limits.max_lost then
     redis.call('HSET', keys.error, id, 'lost with its process ' .. meta.lost .. ' times')
@@ -21,7 +24,6 @@ local function lose(keys, member, meta, limits, now)
     ran.lost(keys, id, meta, nil, now)
     return true
   end
-  local due = meta.lost == 1 and now or now + limits.pause
   if due == now then
     redis.call('ZADD', keys.ready, int(-meta.priority), member)
   else

@@ -39,7 +39,7 @@ end
 function ran.claimed(keys, id, meta, owner, now)
   local name, attempts = name_of(keys.meta), attempts_of(meta) + 1
   -- A retry waited on purpose.
-  if meta.token == 1 then tally(now, histogram('wait', name, now - tonumber(meta.enqueued))) end
+  if meta.token == 1 then tally(now, histogram('wait', name, now - meta.ready_at)) end
   enter(id, now, kept_on, attempts > 1 and 'retried' or 'claimed', name, string.match(owner, '^(.*):%x+$') or owner)
   became(id, name, 'running', attempts, now)
 end

@@ -53,7 +53,7 @@ local function post(sends, method, priority, now)
   end
   if meta then
     for _, place in ipairs({ 'delay', 'lease', 'dead' }) do redis.call('ZREM', keys[place], meta.member) end
-    meta.failures, meta.lost, meta.token = 0, 0, meta.token + 1
+    meta.failures, meta.lost, meta.token, meta.ready_at = 0, 0, meta.token + 1, math.max(due, now)
     if due > now then
       redis.call('ZADD', keys.delay, int(due), meta.member)
     else
