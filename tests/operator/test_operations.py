@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 from redis import Redis
 
-from flask_taskflow import InvalidTask, Reject, Retry, TargetNotFound, Task
+from flask_taskflow import (
+    InvalidTask,
+    OutboxStrategy,
+    Reject,
+    Retry,
+    SendLimitReached,
+    TargetNotFound,
+    Task,
+)
 from flask_taskflow._operator.operations import Operations
 from flask_taskflow.testing import travel
 from tests.conftest import watch
@@ -246,6 +255,30 @@ def test_tasks_are_found_by_an_owner_or_an_address_without_a_look_through_keys(
         assert erased not in inside.dump(redis)
     travel(2 * 86400)
     assert stage.taskflow.operations.find(person) == []
+
+
+def test_address_that_one_strategy_refuses_is_that_of_another(stage: Stage) -> None:
+    class German(OutboxStrategy):
+        def normalise(self, address: str) -> str:
+            if not address.startswith("+49"):
+                raise InvalidTask("only German numbers")
+            return address
+
+    class Plain(OutboxStrategy):
+        def normalise(self, address: str) -> str:
+            return "".join(char for char in address if char in "+0123456789")
+
+    stage.taskflow.register_strategy("SMS")(German("phone_number"))
+    stage.taskflow.register_strategy("WHATSAPP")(Plain("phone_number"))
+    stage.app(recipient_max_sends=1)
+    person = "+33 6 12 34 56 78"
+    options: dict[str, Any] = {"allowed_methods": ["WHATSAPP"], "recipient": {"phone_number": person}}
+    task = stage.add(**options)
+    refused(SendLimitReached, partial(stage.add, **options))
+
+    assert [found.id for found in stage.taskflow.operations.find(person)] == [task.id]
+    assert stage.taskflow.unblock(person) == 1
+    stage.add(**options)
 
 
 def test_nobody_is_found_in_a_sentence_and_what_is_no_person_is_refused(stage: Stage, redis: Redis) -> None:
