@@ -527,8 +527,9 @@ def test_form_with_a_token_against_csrf_is_replayed_with_it(stage: Stage) -> Non
 def test_form_over_https_is_replayed_whatever_the_browser_says_of_where_it_was(
     stage: Stage, referrer: str | None
 ) -> None:
-    shop = Shop(stage)
+    shop, origins = Shop(stage), list[str | None]()
     CSRFProtect(shop.app)
+    shop.app.before_request(lambda: origins.append(request.origin))
     shop.app.add_url_rule("/token", view_func=generate_csrf)
     safe: dict[str, Any] = {"base_url": "https://localhost"}
     own = {**OWN, "Referer": "https://localhost/form"}
@@ -542,6 +543,7 @@ def test_form_over_https_is_replayed_whatever_the_browser_says_of_where_it_was(
     answer = shop.client.get(f"{page}/replay", headers=after, **safe)
 
     assert (answer.status_code, answer.get_json()) == (201, {"run": 1})
+    assert origins[-2:] == [None, "https://localhost"]
 
 
 def test_gate_under_a_prefix_with_variables_leads_to_the_page_there(stage: Stage) -> None:
