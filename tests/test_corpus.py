@@ -39,6 +39,7 @@ def test_corpus_is_large_and_has_nothing_twice() -> None:
     assert len(set(found)) == len(found)
 
 
+@pytest.mark.slow
 def test_numbers_are_kept_as_the_corpus_says(make_app: MakeApp) -> None:
     texting = SMSStrategy()
     apps = {region: make_app(phone_region=region) for region, *_ in rows("numbers")}

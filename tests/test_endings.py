@@ -281,6 +281,7 @@ def test_expired_task_is_followed_within_the_poll_and_stays_expired(stage: Stage
     assert [entry.event for entry in stage.taskflow.get_course(task.id)][2] == "expired"
 
 
+@pytest.mark.slow
 def test_right_code_at_the_end_of_a_task_has_one_ending(stage: Stage, redis: Redis) -> None:
     """Each task is verified within a millisecond of its end, while another thread takes out what expired."""
     work, seen = stage.work(), follow(stage, "EXPIRED")
@@ -320,6 +321,7 @@ def test_end_right_after_the_start_is_followed(stage: Stage) -> None:
     assert b"+end" in stage.redis.hkeys(handlers)
 
 
+@pytest.mark.slow
 def test_endings_outlive_processes_that_are_killed(fleet: Fleet) -> None:
     # Who is killed is missed at once; who is only slow on a busy machine is not.
     patient = {"lease": 20, "redis_timeout": 10}

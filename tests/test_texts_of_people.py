@@ -26,6 +26,7 @@ def add(taskflow: TaskFlow, **options: Any) -> Task[Any]:
     return taskflow.add_task("q", **{**given, **options})
 
 
+@pytest.mark.slow
 def test_amounts_and_dates_of_every_language_are_text() -> None:
     refused = {}
     for name in locale_identifiers():

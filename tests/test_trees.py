@@ -87,6 +87,7 @@ def test_calls_are_counted_no_more_afterwards(house: Path) -> None:
     assert sys.getprofile() is before
 
 
+@pytest.mark.slow
 def test_walks_are_the_same_each_time_and_as_short_as_planned() -> None:
     with tree_of() as tree:
         first, second = (json.loads(run_in(tree, "benchmarks.walks", "--here")) for _ in range(2))

@@ -221,6 +221,7 @@ def test_stop_waits_for_what_runs(stage: Stage) -> None:
     assert stage.keys("meta") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queues", [1, 20])
 def test_idle_process_sends_one_command_a_poll(stage: Stage, queues: int) -> None:
     """Also where it sends in the background."""
@@ -307,6 +308,7 @@ def test_processes_that_are_killed_never_run_more_than_may_and_do_not_stall(flee
     assert max(accumulate(1 if event == "begun" else -1 for event in told)) == 3
 
 
+@pytest.mark.slow
 def test_delivery_that_waits_for_a_place_lets_the_scheduler_sleep(stage: Stage) -> None:
     """It was lost before it began, so it is not claimed ahead; meanwhile heartbeats must go on."""
     goes_on = threading.Event()

@@ -101,6 +101,7 @@ def test_clock_that_steps_over_a_lease_takes_it_from_nobody(stage: Stage) -> Non
     assert other.ack(item)
 
 
+@pytest.mark.slow
 def test_callback_longer_than_its_lease_runs_once(stage: Stage) -> None:
     succeeded = stage.hear(callback_succeeded)
     # Some leases; another process would claim at the end of the first.

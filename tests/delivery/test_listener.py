@@ -89,6 +89,7 @@ def test_connection_that_is_cut_is_back_within_a_second(stage: Stage) -> None:
     assert min(taken) < 1
 
 
+@pytest.mark.slow
 def test_connection_that_is_cut_again_and_again_is_made_anew_less_and_less_often(stage: Stage) -> None:
     stage.start()
     before = stage.redis.info("commandstats")["cmdstat_subscribe"]["calls"]

@@ -464,6 +464,7 @@ def test_ids_that_are_none_hold_no_registration_up(stage: Stage, runs: Runs) -> 
     assert stage.keys("unclaimed") == []
 
 
+@pytest.mark.slow
 def test_server_of_another_locale_has_the_same_callbacks(
     taskflow: TaskFlow, box: Outbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

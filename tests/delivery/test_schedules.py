@@ -367,6 +367,7 @@ def test_clock_of_the_process_makes_no_difference(
     assert abs(clock.ticks[0].timestamp() - real() - 600) <= 600
 
 
+@pytest.mark.slow
 def test_threads_sleep_until_the_next_tick(stage: Stage) -> None:
     clock = Clock()
     stage.taskflow.on_schedule(every(1), name="beat", catch_up="all")(clock)

@@ -479,6 +479,7 @@ def threads(post: Post) -> Post:
     return post
 
 
+@pytest.mark.slow
 def test_send_by_a_provider_that_hangs_falls_back_while_others_go_on(threads: Post) -> None:
     released = threading.Event()
     threads.email.moods = [lambda task, otp: released.wait(60)] * 9

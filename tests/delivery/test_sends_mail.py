@@ -58,6 +58,7 @@ def away() -> Iterator[socket.socket]:
         yield bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("send", WAYS)
 def test_mail_server_that_is_away_for_a_minute_loses_no_task(
     post: Post, away: socket.socket, send: str
@@ -92,6 +93,7 @@ class Late(Handler):
         return "250 OK"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("send", WAYS)
 def test_mail_server_that_says_late_that_it_took_a_message_delivers_one(post: Post, send: str) -> None:
     handler = Late()
@@ -139,6 +141,7 @@ def test_code_that_is_typed_before_the_mail_server_answers_is_accepted(post: Pos
     assert post.taskflow.get_task(task.id).status is Status.SUCCESS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("send", WAYS)
 def test_message_that_a_user_asks_for_again_carries_the_code_of_the_late_one(post: Post, send: str) -> None:
     handler = Late()

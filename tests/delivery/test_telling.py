@@ -114,6 +114,7 @@ class Counted(Chores):
         return 60.0
 
 
+@pytest.mark.slow
 def test_scheduler_that_just_starts_is_not_started_again(caplog: pytest.LogCaptureFixture) -> None:
     """Bells come at any time, and each looks whether it lives."""
     for _ in range(200):

@@ -76,6 +76,7 @@ def ticks(expression: str, zone: tzinfo, begin: datetime, end: datetime) -> list
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zone", ZONES)
 @pytest.mark.parametrize("expression", DAILY)
 def test_day_has_its_tick_once_whatever_the_clock_does(expression: str, zone: str) -> None:
@@ -122,6 +123,7 @@ def test_next_tick(when: object, ticked: str) -> None:
     assert datetime.fromtimestamp(after / 1000, UTC) == datetime.fromisoformat(f"{ticked}Z")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("when", "days"),
     [("*/9 * * * *", 3), ("7 * * * *", 50), ("0 0 1 * *", 500), ("0 0 29 2 *", 5000), (every(7), 1)],

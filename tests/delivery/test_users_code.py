@@ -161,6 +161,7 @@ def test_attempt_whose_app_gives_no_context_has_failed(stage: Stage) -> None:
     assert "lost" not in [entry.event for entry in stage.taskflow.get_course(task.id)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["EMAIL", "reminders"])
 def test_send_or_reminder_whose_app_gives_no_context_is_tried_again(
     stage: Stage, caplog: pytest.LogCaptureFixture, kind: str
@@ -302,6 +303,7 @@ def test_thread_that_ends_as_it_starts_takes_no_place(stage: Stage) -> None:
     assert left == []
 
 
+@pytest.mark.slow
 def test_listener_that_is_ended_from_outside_goes_on(server: str, redis: Redis) -> None:
     """As libraries do that set a time for a thread, and miss theirs."""
     script = ROOT / "tests" / "support" / "apps" / "ended.py"
@@ -322,6 +324,7 @@ def test_muted_signal_reaches_nobody(stage: Stage) -> None:
     assert ear.rest() == []
 
 
+@pytest.mark.slow
 def test_receiver_that_waits_holds_up_no_other_callback(stage: Stage) -> None:
     """Its own time is over meanwhile, and nobody takes over what runs beside it."""
     told, go, ended = threading.Event(), threading.Event(), threading.Event()

@@ -133,6 +133,7 @@ def test_code_runs_where_the_page_says(places: Places) -> None:
             assert (kind, places.of(kind)) == (kind, said)
 
 
+@pytest.mark.slow
 def test_sessions_are_whose_the_page_says(load: Load, settings: dict[str, Any]) -> None:
     shown = load("contexts.md", "sessions")
     app = shown.create_app(**settings, SECRET_KEY="for this test only: replace it", TASKFLOW_EAGER=True)

@@ -58,6 +58,7 @@ def do(process: Process, command: str) -> list[str]:
     return process.line().split()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("redis")
 def test_change_of_the_secret_key_loses_no_code_and_no_callback(processes: Any) -> None:
     steps = keys("deploy.md", "keys at first", "keys after 1", "keys after 2", "keys after 3")

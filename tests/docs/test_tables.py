@@ -200,6 +200,7 @@ def test_unit_of_the_deploy_page_is_one_that_systemd_takes(tmp_path: Path) -> No
     assert verified.returncode == 0, verified.stderr
 
 
+@pytest.mark.slow
 def test_gunicorn_hook_makes_each_worker_listen_before_any_request(
     redis: Redis, server: str, tmp_path: Path
 ) -> None:

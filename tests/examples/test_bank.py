@@ -152,6 +152,7 @@ def test_address_changes_by_a_code_that_goes_to_the_old_one(
     assert taskflow_outbox[-1].addresses == ("ann@new.example",)
 
 
+@pytest.mark.slow
 def test_customer_who_asks_for_many_codes_is_told_to_wait(ann: Browser) -> None:
     for _ in range(5):
         ann.order("Minh", "1")

@@ -125,6 +125,7 @@ def demo(directory: Path, **environment: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=50)
 
 
+@pytest.mark.slow
 def test_demo_tells_the_story_that_readme_shows(tmp_path: Path) -> None:
     told = demo(tmp_path)
 
@@ -133,6 +134,7 @@ def test_demo_tells_the_story_that_readme_shows(tmp_path: Path) -> None:
     assert without_numbers(told.stdout) == without_numbers(shown)
 
 
+@pytest.mark.slow
 def test_demo_when_code_is_not_accepted_says_what_is_missing(tmp_path: Path) -> None:
     told = demo(tmp_path, FLASK_TASKFLOW_OTP_MAX_ATTEMPTS="1")
 

@@ -540,6 +540,7 @@ def test_app_overrides_blocks_texts_style_and_has_the_form_in_pages_of_its_own(
     assert form.count("<input") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -282,6 +282,7 @@ def test_who_goes_on_guessing_has_one_guess_in_three_days(
     assert 4 + 8 <= device.compared <= 4 + 11
 
 
+@pytest.mark.slow
 @pytest.mark.promise("S7", "S66")
 def test_month_of_guessing_is_worth_one_in_ten_thousand(capsys: pytest.CaptureFixture[str]) -> None:
     """The model of the budget is the server's, and its owners succeed daily."""

@@ -231,6 +231,7 @@ def own_server() -> Iterator[str]:
         yield url
 
 
+@pytest.mark.slow
 @pytest.mark.promise("S48")
 @pytest.mark.parametrize(
     ("away", "back"),

@@ -226,6 +226,7 @@ def test_start_in_four_processes_at_once_makes_one_server_that_the_last_one_stop
     assert got(make().start()) == "kept"
 
 
+@pytest.mark.slow
 def test_start_while_others_stop_always_finds_a_server(spawn: Spawn, make: Make) -> None:
     processes = [spawn(COME_AND_GO) for _ in range(3)]
 
@@ -444,6 +445,7 @@ def test_start_silent_server_gives_up_and_starts_no_other(
     assert (directory / "valkey.log").read_text().count("is starting") == 1
 
 
+@pytest.mark.slow
 def test_fork_exit_of_the_child_leaves_the_parent_its_server(spawn: Spawn) -> None:
     parent = spawn(USE_AND_IGNORE_A_CHILD)
     socket = parent.line()
@@ -456,6 +458,7 @@ def test_fork_exit_of_the_child_leaves_the_parent_its_server(spawn: Spawn) -> No
     assert not answers(socket)
 
 
+@pytest.mark.slow
 def test_fork_exit_of_the_parent_leaves_the_child_its_server(spawn: Spawn) -> None:
     parent = spawn(LEAVE_IT_TO_A_CHILD)
     socket = parent.line()
@@ -468,6 +471,7 @@ def test_fork_exit_of_the_parent_leaves_the_child_its_server(spawn: Spawn) -> No
     assert not answers(socket)
 
 
+@pytest.mark.slow
 def test_fork_during_a_start_takes_no_lock_along(spawn: Spawn, make: Make) -> None:
     parent = spawn(FORK_DURING_A_START)
     os.kill(server_pid(parent.line()), signal.SIGKILL)

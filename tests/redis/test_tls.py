@@ -168,6 +168,7 @@ def test_everything_works_over_tls(stage: Stage, open_port: str, certificates: P
 
 
 # What an app talks to outlives it.
+@pytest.mark.slow
 def test_cluster_is_reached_over_tls(cluster_port: str, stage: Stage, certificates: Path) -> None:
     files = f"ssl_ca_certs={certificates}/ca.crt"
     stage.app(redis_url=f"rediss+cluster://app:{QUOTED}@127.0.0.1:{cluster_port}?{files}")
@@ -184,6 +185,7 @@ def test_primary_and_sentinels_are_reached_over_tls(
     assert walk_through(stage)[-1] == "pay 3"
 
 
+@pytest.mark.slow
 def test_sentinels_that_cannot_be_trusted_are_refused(
     sentinel_port: str, stage: Stage, certificates: Path
 ) -> None:

@@ -166,6 +166,7 @@ def test_send_ends_as_the_server_says_at_a_step(
     assert "ann@" not in ended.log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [False, True], ids=["the connection breaks", "the time is over"])
 def test_what_happens_after_the_message_was_taken_is_no_failure(
     mail: Callable[..., Flask], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, late: bool
@@ -228,6 +229,7 @@ def test_nothing_goes_out_once_the_time_is_over(
     assert came == []
 
 
+@pytest.mark.slow
 def test_connection_that_is_reset_in_the_message_is_no_unknown_outcome(
     mail: Callable[..., Flask], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:

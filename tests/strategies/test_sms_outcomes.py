@@ -94,6 +94,7 @@ def outcome(app: Flask) -> Exception:
     return caught.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("talk", [hang, drip, garble, vanish, break_off])
 def test_message_that_went_out_without_an_answer_may_have_arrived(
     texting: Callable[..., Flask], talk: Talk
@@ -184,6 +185,7 @@ def test_handshake_that_does_not_end_sent_nothing(texting: Callable[..., Flask])
     assert (type(error), str(error)) == (Retry, "the gateway could not be reached")
 
 
+@pytest.mark.slow
 def test_time_that_is_over_before_there_is_a_connection_sent_nothing(
     texting: Callable[..., Flask],
 ) -> None:

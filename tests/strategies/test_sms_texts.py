@@ -175,6 +175,7 @@ def test_amounts_of_languages_in_latin_letters_need_no_more_than_gsm7() -> None:
     assert foreign == {}
 
 
+@pytest.mark.slow
 @given(st.text(max_size=100), st.sampled_from(["123456", "ẠBĆ-ĐĒ"]))
 def test_code_stays_as_it_is_whatever_is_around_it(around: str, code: str) -> None:
     text = f"{around} {code} {around}"

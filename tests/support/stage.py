@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import count
@@ -119,9 +120,13 @@ class Stage:
         return app
 
     def start(self, **settings: Any) -> Flask:
-        """Make an app, push its context and start its threads."""
+        """Make an app, push its context and start its threads; they listen, if that is on our server."""
         app = self.app(**settings)
         self.taskflow.start()
+        # `start` itself waits for a moment only, which is too short for a busy machine.
+        deadline, tick = time.monotonic() + DEADLINE, threading.Event()
+        while "redis_url" not in settings and not self.listeners() and time.monotonic() < deadline:
+            tick.wait(0.01)
         return app
 
     def add(self, queue: str = "q", data: Any = None, **options: Any) -> Task[Any]:

@@ -88,6 +88,7 @@ def run(folder: Path, project: str, *options: str) -> str:
     return told.stdout + told.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [(), pytest.param(("-p", "xdist.plugin", "-n", "2"), marks=pytest.mark.slow)],
