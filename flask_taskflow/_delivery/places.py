@@ -65,9 +65,13 @@ class Places:
         self._mean = math.inf
         self._began = 0.0
 
+    def all(self) -> list[Attempt]:
+        """Return the attempts that run, and those that wait."""
+        return list(self._held)
+
     def held(self) -> list[Attempt]:
-        """Return the attempts that run and were not written off, and those that wait."""
-        return [attempt for attempt in list(self._held) if not attempt.written_off]
+        """Return the same without those that were written off."""
+        return [attempt for attempt in self.all() if not attempt.written_off]
 
     def running(self) -> list[Attempt]:
         """Return the attempts that run and were not written off."""

@@ -15,7 +15,7 @@ from redis import RedisError, ResponseError
 from .._checks import PRIORITY_LIMIT
 from .._log import Logger
 from .._seldom import Seldom
-from .._store.deliveries import Claim, DeliveryStore, End, Wanted
+from .._store.deliveries import NOBODY, Claim, DeliveryStore, End, Wanted
 from .._store.records import Claimed
 from .attempts import Attempt, Runner
 from .leases import HEARTBEAT, Leases, Presence
@@ -77,12 +77,15 @@ class Turns:
     beside: Callable[[], Sequence[Beside]] = tuple
     draining: bool = False
     _handed_on: bool = False
+    #: Claims of which it is not known what they leased: by queue, under which name, and for what.
+    _unheard: dict[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
     _pause_until: float = 0.0
     _complain: Seldom = field(default_factory=lambda: Seldom(_COMPLAIN))
 
     def take(self) -> None:
         """Take as many turns as there is something to report, or to claim and a place for it."""
         polled = self.rota.hear(time.monotonic())
+        self._give_back_unheard()
         if not self.draining and (polled or len(self.rota.unknown) > 1):
             self._peek(self.beside() if polled else ())
         if polled:
@@ -163,13 +166,15 @@ class Turns:
             # What runs no more here under that name is only reported.
             names, wanted = sorted({*names, *gone}), Wanted(0, 0)
         with self.isolated(queue):
+            owner = self.presence.present_owner
             try:
-                owner = self.presence.present_owner
                 claim = self.store.turn(queue, names, ends_of(ended), wanted, owner=owner)
             except RedisError:
+                # It may have got through.
                 for each in ended:
-                    # It may have got through.
                     each.tried = True
+                if wanted.most and owner != NOBODY:
+                    self._unheard[queue] = owner, names
                 raise
             # First: what was given back may have been claimed again by the same turn.
             self._tell(queue, claim)
@@ -177,6 +182,15 @@ class Turns:
             return claim
         self.rota.set_aside(queue)
         return None
+
+    def _give_back_unheard(self) -> None:
+        """Give back what was leased by claims whose replies were lost."""
+        for queue, (owner, names) in list(self._unheard.items()):
+            ours = [each.item for each in (*self.places.all(), *self.outbox.attempts())]
+            known = [item for item in ours if item.queue == queue and item.callback in names]
+            with self.isolated(queue):
+                self.store.give_back(queue, names, owner, known)
+            del self._unheard[queue]
 
     def _tell(self, queue: str, claim: Claim) -> None:
         ended = self.outbox.first(queue)[: len(claim.words)]

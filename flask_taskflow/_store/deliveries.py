@@ -405,6 +405,16 @@ class DeliveryStore:
         suspects = list(zip(words[::4], words[1::4], words[2::4], words[3::4], strict=True))
         return Look(suspects, taken, held)
 
+    def give_back(self, queue: str, names: Sequence[str], owner: str, known: Iterable[Claimed]) -> None:
+        """Give back what a process leased and does not know of: the reply to its claim was lost.
+
+        :param names: those that the claim was for.
+        :param owner: the process's name.
+        :param known: what it has claimed of the queue.
+        """
+        rows = [part for item in known for part in (names.index(item.callback), item.task_id, item.token)]
+        self._steps.run("deliveries/give_back", self._share(queue, names).keys, owner, rows)
+
     def extend(self, queue: str, running: Sequence[Claimed]) -> list[Claimed]:
         """Prolong leases; return those that are no longer ours."""
         names = sorted({item.callback for item in running})

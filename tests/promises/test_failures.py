@@ -38,7 +38,7 @@ from flask_taskflow._delivery.announcer import Announcer
 from flask_taskflow._delivery.listener import Listener
 from flask_taskflow._redis.connector import Connector
 from flask_taskflow._service import current_service
-from flask_taskflow._store.deliveries import End
+from flask_taskflow._store.deliveries import NOBODY, End
 from flask_taskflow._store.keys import Keys
 from tests.conftest import MakeFleet
 from tests.support import inside
@@ -728,6 +728,30 @@ def test_row_21_reply_to_an_ack_is_lost(stage: Stage, proxy: Proxy, caplog: pyte
     assert proxy.cuts == 1
     assert runs == tasks
     assert "may run twice" not in caplog.text
+
+
+@pytest.mark.promise("F21")
+def test_row_21_reply_to_a_claim_is_lost(stage: Stage, proxy: Proxy) -> None:
+    """What it leased runs at once, uncounted, and what runs beside it runs once."""
+    goes_on = threading.Event()
+    work = stage.work(lambda task: None, lambda task: goes_on.wait(WITHIN))
+    stage.start(redis_url=proxy.url, callback_threads=4)
+    wait_until(lambda: current_service().runtime.present_owner != NOBODY)
+    stage.verified()
+    wait_until(lambda: work.begun.acquire(blocking=False) and not stage.keys("lease"))
+    stage.verified()
+    assert work.begun.acquire(timeout=WITHIN)
+
+    proxy.cut_next_reply_to = inside.sha_of("deliveries/turn")
+    third = stage.verified()
+    begun = work.begun.acquire(timeout=WITHIN)
+    goes_on.set()
+    wait_until(lambda: not stage.keys("lease"))
+
+    assert begun
+    assert proxy.cuts == 1
+    assert work.attempts == [1, 1, 1]
+    assert "lost" not in [entry.event for entry in stage.taskflow.get_course(third.id)]
 
 
 @pytest.mark.promise("F21")
