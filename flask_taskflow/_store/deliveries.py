@@ -267,7 +267,9 @@ class DeliveryStore:
             some = waiting[: self._together]
             keys, arguments = list[str](), list[Argument]()
             for queue in some:
-                dead = self._keys.deliveries(queue, names[queue], "dead")
+                # The step knows the callbacks.
+                others = [name for name in names[queue] if isinstance(name, Consumer) and name.early]
+                dead = self._keys.deliveries(queue, others, "dead")
                 keys += [*self._keys.registering(queue), *dead]
                 arguments += [len(dead), *own[queue].told()]
             retention = self._terms.dead_retention

@@ -9,12 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from flask_taskflow import (
-    Reject,
-    TaskFlow,
-    callback_failed,
-    callback_succeeded,
-)
+from flask_taskflow import OutboxStrategy, Reject, Task, TaskFlow, callback_failed, callback_succeeded
 from flask_taskflow._store.deliveries import End, Wanted
 from flask_taskflow._store.records import Claimed
 from flask_taskflow.testing import travel
@@ -116,6 +111,37 @@ def test_old_dead_letters_are_forgotten(stage: Stage, caplog: pytest.LogCaptureF
     assert len(kept) == 1
     assert stage.keys("dead", "error") == []
     assert "Forgot 1 dead letters of queue q" in caplog.text
+
+
+def fail(task: Task[Any]) -> None:
+    raise Reject("no")
+
+
+@pytest.mark.parametrize("ending", [False, True])
+def test_old_dead_letters_of_what_no_release_has_are_forgotten(stage: Stage, ending: bool) -> None:
+    old = TaskFlow()
+    old.register_strategy("EMAIL")(OutboxStrategy(messages=stage.box))
+    if ending:
+        old.on_task_ended("q", name="old", statuses=["CANCELLED"], max_attempts=1)(fail)
+    else:
+        old.on_task_verified("q", name="old", max_attempts=1)(fail)
+    with stage.make_app(old).app_context():
+        old.run_due()
+        task = old.add_task("q", allowed_methods=["EMAIL"], recipient={"email": "ann@example.com"})
+        if ending:
+            old.cancel_task(task.id)
+        else:
+            old.verify(task.id, "EMAIL", stage.box[-1].otp)
+        assert old.run_due() == 1
+        assert len(old.operations.dead("q")) == 1
+    stage.work(name="new")
+    stage.app(dead_retention=3600)
+
+    travel(3601)
+    engine = inside.engine()
+    engine._housekeeping.tidy()
+
+    assert stage.keys("dead", "error", "body") == []
 
 
 def test_queues_of_the_config_are_the_only_ones_served(stage: Stage) -> None:

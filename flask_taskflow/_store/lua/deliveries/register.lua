@@ -1,7 +1,7 @@
 -- Say which callbacks of some queues this process has, and which names they replace; look whether anything of
 -- these queues is over.
 -- Needs: base, handlers, soundness
--- KEYS: for each queue: handlers, unclaimed, pending, recipients:expiry, budgets:expiry, then dead of each callback
+-- KEYS: for each queue: handlers, unclaimed, pending, recipients:expiry, budgets:expiry, then dead of what is no callback
 -- ARGV: how long dead letters are kept, ms; number of queues; then for each: number of its keys of dead letters,
 --       list of callbacks, list of (old name, new name), list of (what follows other ends, its statuses)
 -- Returns: ok, then for each queue: list of the current names, list of (old name, new name), list of the ids of
@@ -23,6 +23,11 @@ for _ = 1, take_number() do
   local waiting = #own > 0 and redis.call('ZRANGE', KEYS[k + 1], 0, 99) or {}
   local over = is_over(KEYS[k + 2], now) or is_over(KEYS[k + 3], now) or is_over(KEYS[k + 4], now)
   for i = k + 5, last do over = over or is_over(KEYS[i], now - retention) end
+  -- Also of what no release has any more.
+  local prefix = string.sub(KEYS[k], 1, -#'handlers' - 1)
+  for _, name in ipairs(names_kept(KEYS[k])) do
+    over = over or is_over(prefix .. 'h:' .. name .. ':dead', now - retention)
+  end
   append(reply, { current(names, renames), in_pairs(renames), waiting, over and 1 or 0 })
   k = last + 1
 end

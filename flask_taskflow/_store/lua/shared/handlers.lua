@@ -26,6 +26,15 @@ local function all_names(handlers)
   return names
 end
 
+-- The same, with the names of what follows other ends.
+local function names_kept(handlers)
+  local names = all_names(handlers)
+  for _, name in ipairs(redis.call('HKEYS', handlers)) do
+    if string.sub(name, 1, 1) == '+' and is_name(string.sub(name, 2)) then append(names, { name }) end
+  end
+  return names
+end
+
 -- Sort names by their bytes, as Python does. Lua itself goes by the server's locale.
 local function sort_names(names)
   table.sort(names, function(one, other)
