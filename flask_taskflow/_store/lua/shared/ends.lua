@@ -15,6 +15,7 @@ local function ack(keys, told, now)
   local meta = read_meta(keys.meta, told.id)
   if not meta then return 'gone' end
   if meta.token ~= told.token then return 'stale' end
+  free(keys.meta, {})
   ran.done(keys, told.id, meta, now, told.took)
   if not begin_anew(keys, told.id, meta, now) then remove(keys, meta.member) end
   return 'ok'
