@@ -222,7 +222,7 @@ class Engine:
         served = self.served(refresh=True)
         new = served.keys() - self._registered
         if new or not self._registered:
-            self._store.tell_keys()
+            self._store.processes.tell_keys()
         if new:
             self._runner.register({queue: served[queue] for queue in new})
             self._registered |= new

@@ -81,8 +81,8 @@ class Housekeeping:
             parts[engine.name] = list(own)
             for queue, names in own.items():
                 served[queue] = [*served.get(queue, ()), *names]
-        self.turns.store.tell_keys()
-        self.turns.store.tell_process(self.turns.presence.owner, parts)
+        self.turns.store.processes.tell_keys()
+        self.turns.store.processes.tell_parts(self.turns.presence.owner, parts)
         more = False
         for queue in self._register(served):
             with self.turns.isolated(queue):

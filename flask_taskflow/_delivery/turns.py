@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -259,8 +259,7 @@ class Turns:
                 self.places.name,
                 hanging,
             )
-            with suppress(ResponseError):
-                self.store.tell_stuck(self.presence.owner)
+            self.store.processes.tell_stuck(self.presence.owner)
 
     def expire(self, queue: str) -> None:
         """Store what follows the expired tasks of a queue."""

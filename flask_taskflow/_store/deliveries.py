@@ -6,12 +6,9 @@ import math
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from functools import cache
-from importlib.metadata import version
 from typing import Any, Literal, NamedTuple
 
-from redis import Redis, RedisError
+from redis import Redis
 
 from .._checks import PRIORITY_LIMIT
 from .._keyring import Keyring
@@ -19,6 +16,7 @@ from .._log import Logger
 from .._seldom import Seldom
 from .keys import Consumer, Keys
 from .limits import LeaseTerms
+from .processes import ProcessStore
 from .queues import Queues
 from .records import Claimed, read_delivery
 from .registrations import Registration
@@ -32,8 +30,6 @@ NOBODY = "-"
 _REGISTER_MAX = 100
 #: So many queues one script looks at, so that it takes no longer than a few ms.
 _TOGETHER_MAX = 250
-#: Milliseconds.
-_STUCK_TOLD = 180_000
 #: By so much the server's clock may go another way than this process's, milliseconds.
 _STEP = 1000
 #: So many deliveries, and so many ends, one turn takes.
@@ -42,10 +38,6 @@ _MOVES_MAX = 500
 _ERROR_MAX = 1024
 _WORD_MAX = 80
 _COMPLAIN = 60.0
-#: Seconds between two times that a process says which keys it has: a little less than the housekeeping's.
-_TELL = 40.0
-#: A process says that it lives not more often than this, seconds.
-_TELL_ALIVE = 20.0
 
 
 class Claim(NamedTuple):
@@ -238,10 +230,9 @@ class DeliveryStore:
         self._together = _TOGETHER_MAX if isinstance(steps.client, Redis) else 1
         #: By queue and names, each made once.
         self._shares: dict[tuple[str, ...], _Share] = {}
+        self.processes = ProcessStore(steps, keys, keyring)
         self.clocks = Clocks(apart=self._together == 1)
         self._seldom = Seldom(_COMPLAIN)
-        self._tell = Seldom(_TELL)
-        self._heard = Seldom(_TELL_ALIVE)
 
     def tag(self, queue: str) -> str:
         """Return what marks a queue in the ids of its tasks."""
@@ -289,32 +280,6 @@ class DeliveryStore:
             self._steps.run("deliveries/claim_verified", claiming, word, registration.current())
         self._queues.add(queue)
         return Registered(registration, bool(over))
-
-    def tell_stuck(self, owner: str) -> None:
-        """Let the operator know, for three minutes, that a process runs nothing any more."""
-        self._steps.client.hset(self._keys.stuck, owner, 1)
-        self._steps.client.pexpire(self._keys.stuck, _STUCK_TOLD)
-
-    def tell_process(self, owner: str, parts: Mapping[str, Iterable[str]]) -> None:
-        """Say now and then, for the dashboard, that a process lives; nothing depends on it.
-
-        :param parts: its engines, each with the queues that it serves.
-        """
-        told = [
-            word
-            for part, queues in parts.items()
-            for word in (f"{owner} {part}", f"{_version()} {','.join(sorted(queues))}")
-        ]
-        if self._heard(" ".join(told)):
-            with suppress(RedisError):
-                self._steps.run("deliveries/tell_process", [self._keys.processes], told)
-
-    def tell_keys(self) -> None:
-        """Say now and then, for ``doctor``, which secret keys this process has; nothing depends on it."""
-        if self._tell():
-            with suppress(RedisError):
-                fingerprints = " ".join(self._keyring.fingerprints)
-                self._steps.run("deliveries/tell_keys", [self._keys.fingerprints], fingerprints)
 
     def claim(
         self, queue: str, names: Sequence[str], most: int, *, owner: str = NOBODY, reap: bool = True
@@ -546,8 +511,3 @@ def cut_error(error: str) -> str:
 def words_of(*names: str) -> str:
     """Return names that come from an app, fit for the course of a task; empty ones are left out."""
     return " ".join(re.sub(r"\s+", "_", name)[:_WORD_MAX] for name in names if name)
-
-
-@cache
-def _version() -> str:
-    return version("Flask-TaskFlow")

@@ -119,8 +119,8 @@ def test_keys_table_of_the_deploy_page_is_complete(bank: Bank, server: str) -> N
     taskflow.on_task_verified("transfers", name="looks", max_attempts=2, backoff_time=1)(looks)
     taskflow.on_schedule("@daily", name="looks")(looks)
     with client, bank.app(TASKFLOW_EAGER=False) as (http, box):
-        inside.store().tell_stuck("a process")
-        inside.store().tell_process("a process", {"callbacks": ["transfers"]})
+        inside.store().processes.tell_stuck("a process")
+        inside.store().processes.tell_parts("a process", {"callbacks": ["transfers"]})
         inside.store().peek([("transfers", ["looks"])], "a process", waits=True)
         task = taskflow.add_task(
             "nowhere", allowed_methods=["EMAIL"], recipient={"email": ANN}, owner="user:17", key="k"

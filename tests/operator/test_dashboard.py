@@ -309,7 +309,7 @@ def test_processes_are_seen_until_they_are_forgotten(board: Board, redis: Redis)
     assert ">Gone<" in board.get("/processes")
     redis.hset("taskflow:processes", b"other callbacks", b" ".join([b"%d" % (int(heard) - 700_000), *rest]))
     redis.hset("taskflow:processes", "junk", "1 2 junk")
-    inside.store().tell_process("third", {"callbacks": ["orders"]})
+    inside.store().processes.tell_parts("third", {"callbacks": ["orders"]})
     assert {one.owner for one in inside.service().operations.processes()} == {found[0].owner, "third"}
 
 
