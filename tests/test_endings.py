@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -279,6 +280,23 @@ def test_expired_task_is_followed_within_the_poll_and_stays_expired(stage: Stage
     refused(TaskExpired, stage.taskflow.cancel_task, task.id)
     assert stage.taskflow.get_task(task.id).status is Status.EXPIRED
     assert [entry.event for entry in stage.taskflow.get_course(task.id)][2] == "expired"
+
+
+def test_all_that_expire_at_once_are_followed(stage: Stage) -> None:
+    """More than one step takes, in more queues than one turn looks into."""
+    seen: list[str] = []
+    queues = {f"q{number}": 1 for number in range(12)} | {"full": 230}
+    for queue in queues:
+        stage.taskflow.on_task_ended(queue, statuses=["EXPIRED"])(lambda task: seen.append(task.queue))
+    stage.app(poll=600)
+    for queue, count in queues.items():
+        for _ in range(count):
+            stage.add(queue)
+    travel(601)
+    stage.taskflow.start()
+    wait_until(lambda: len(seen) >= sum(queues.values()))
+
+    assert Counter(seen) == queues
 
 
 @pytest.mark.slow

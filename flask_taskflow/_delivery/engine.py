@@ -110,9 +110,10 @@ class Engine:
             teller=self._teller,
             leases=self._leases,
             end_lost=running.end_lost_soon,
+            follows_ends=_follows_ends,
             beside=beside,
         )
-        self._housekeeping = Housekeeping(engine=self, turns=self._turns, expire=self._expire)
+        self._housekeeping = Housekeeping(engine=self, turns=self._turns)
         self._registered: set[str] = set()
         self._anew = True
 
@@ -198,7 +199,11 @@ class Engine:
     def run_due(self) -> int:
         """Run what is due in this thread, most urgent first; return the number of attempts."""
         count, report, waiting = 0, ReportOnce(self._store), dict(self._known())
-        self._expire(waiting)
+        for queue, names in waiting.items():
+            if _follows_ends(names):
+                with self._turns.isolated(queue):
+                    while self._store.trim(queue, ()):
+                        pass
         if SCHEDULES in waiting:
             self._housekeeping.tick(anew=True)
         while waiting:
@@ -229,17 +234,6 @@ class Engine:
             # What others call the same callbacks is known only now.
             served = self.served()
         return served
-
-    def _expire(self, served: Mapping[str, Sequence[str]]) -> float:
-        """Store what follows expired tasks; return when to do so again, by the monotonic clock."""
-        followed = [
-            queue
-            for queue, names in served.items()
-            if any(isinstance(name, Consumer) and name.ending for name in names)
-        ]
-        for queue in followed:
-            self._turns.expire(queue)
-        return time.monotonic() + self._settings.poll if followed else math.inf
 
     def turn(self) -> float:
         """Do what is due: the scheduler's chores; return the seconds until something is again."""
@@ -293,3 +287,8 @@ class Engine:
     def _place_is_free(self) -> None:
         if self._places.wants_more:
             self._scheduler.wake()
+
+
+def _follows_ends(names: Sequence[str]) -> bool:
+    """Tell whether some of these stand for what follows other ends than a verification."""
+    return any(isinstance(name, Consumer) and name.ending for name in names)

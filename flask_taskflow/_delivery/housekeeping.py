@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -28,18 +28,14 @@ class Housekeeping:
 
     :param engine: whose chores these are.
     :param turns: its turns: they know its steps, its runner, and the engines that it tidies up for, too.
-    :param expire: stores what follows expired tasks; returns when to do so again.
     :param stale: whether it is to be tidied up at once; any thread may say so.
     :param next_at: when there is something to do otherwise, by the monotonic clock.
     """
 
     engine: Beside
     turns: Turns
-    expire: Callable[[Mapping[str, Sequence[str]]], float]
     stale: bool = True
     next_at: float = 0.0
-    _tidy_at: float = 0.0
-    _expire_at: float = 0.0
     _complain: Seldom = field(default_factory=lambda: Seldom(_COMPLAIN))
 
     def done_for(self, looked: float) -> None:
@@ -47,20 +43,15 @@ class Housekeeping:
 
         :param looked: when that was, by the monotonic clock.
         """
-        self._tidy_at = max(self._tidy_at, looked + _EVERY)
+        self.next_at = max(self.next_at, looked + _EVERY)
 
     def keep(self, now: float) -> None:
         """Do what is due."""
         # Set before: it may be asked for again meanwhile, and what is refused is not tried at once again.
-        stale, self.stale, self.next_at = self.stale, False, now + HEARTBEAT
+        self.stale, self.next_at = False, now + HEARTBEAT
         with self._refusable():
-            if stale or now >= self._tidy_at:
-                self._tidy_at = self.next_at
-                self.stale = self.tidy() or self.stale
-                self._tidy_at = now + _EVERY
-            if now >= self._expire_at:
-                self._expire_at = self.expire(self.turns.rota.served)
-            self.next_at = min(self._tidy_at, self._expire_at)
+            self.stale = self.tidy() or self.stale
+            self.next_at = now + _EVERY
 
     @contextmanager
     def _refusable(self) -> Iterator[None]:
@@ -88,7 +79,6 @@ class Housekeeping:
             with self.turns.isolated(queue):
                 more |= self.turns.store.trim(queue, served[queue])
         self.turns.rota.serve(self.engine.served())
-        self._expire_at = 0.0
         return more
 
     def _register(self, served: Mapping[str, Sequence[str]]) -> list[str]:

@@ -27,6 +27,8 @@ from .telling import Teller
 logger = Logger(__name__)
 
 _COMPLAIN = 60.0
+#: In so many queues what has expired is followed in one turn: a heartbeat must not wait for that.
+_EXPIRING = 8
 #: What a server answers that cannot write now, and can later.
 _TEMPORARY = (
     "ACL failure", "BUSY", "CLUSTERDOWN", "LOADING", "MISCONF", "NOPERM", "NOREPLICAS", "OOM", "READONLY",
@@ -61,6 +63,7 @@ class Turns:
     :param teller: tells others.
     :param leases: of this process and of others.
     :param end_lost: ends what was lost with its process too often.
+    :param follows_ends: tells whether some names stand for what follows other ends than a verification.
     :param beside: returns the engines that this one looks for, too.
     """
 
@@ -74,11 +77,14 @@ class Turns:
     teller: Teller
     leases: Leases
     end_lost: Callable[[Sequence[Claimed]], None]
+    follows_ends: Callable[[Sequence[str]], bool]
     beside: Callable[[], Sequence[Beside]] = tuple
     draining: bool = False
     _handed_on: bool = False
     #: Claims of which it is not known what they leased: by queue, under which name, and for what.
     _unheard: dict[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
+    #: Queues with expired tasks that are to be followed, in order.
+    _expired: dict[str, None] = field(default_factory=dict)
     _pause_until: float = 0.0
     _complain: Seldom = field(default_factory=lambda: Seldom(_COMPLAIN))
 
@@ -88,6 +94,7 @@ class Turns:
         self._give_back_unheard()
         if not self.draining and (polled or len(self.rota.unknown) > 1):
             self._peek(self.beside() if polled else ())
+        self._follow_expired()
         if polled:
             self._tell_if_stuck()
         while not self.draining and (queue := self.rota.next()) is not None:
@@ -141,6 +148,8 @@ class Turns:
             told = next(found)
             self.rota.learn(queue, told, now)
             self.leases.look_soon(told.held, self._ours(queue))
+            if told.expired and self.follows_ends(self.rota.served[queue]):
+                self._expired[queue] = None
         for engine, served in others:
             due = {queue: now + next(found).due_in for queue, _ in served}
             engine.tell({queue: at for queue, at in due.items() if at < math.inf}, now)
@@ -148,6 +157,8 @@ class Turns:
     @property
     def next_at(self) -> float:
         """When turns can be taken again that could not, by the monotonic clock."""
+        if self._expired:
+            return 0.0
         return self._pause_until if self._pause_until > time.monotonic() else math.inf
 
     def attempts(self) -> list[Attempt]:
@@ -261,12 +272,15 @@ class Turns:
             )
             self.store.processes.tell_stuck(self.presence.owner)
 
-    def expire(self, queue: str) -> None:
-        """Store what follows the expired tasks of a queue."""
-        with self.isolated(queue):
-            while self.store.trim(queue, ()):
-                pass
-            self.rota.ring(self.store.tag(queue))
+    def _follow_expired(self) -> None:
+        """Store what follows the expired tasks of some queues; the next turn goes on with the others."""
+        for queue in [] if self.draining else list(self._expired)[:_EXPIRING]:
+            del self._expired[queue]
+            with self.isolated(queue):
+                if self.store.trim(queue, ()):
+                    # Behind the others.
+                    self._expired[queue] = None
+                self.rota.unknown.update({queue} & self.rota.served.keys())
 
     @contextmanager
     def isolated(self, queue: str) -> Iterator[None]:

@@ -99,11 +99,13 @@ class Peek(NamedTuple):
     :param most_urgent: the priority of the first that is ready, ``None`` if nothing is.
     :param wait: seconds until a delay or a lease ends, or ``None``.
     :param held: leases, this process's included.
+    :param expired: whether tasks have expired of which nobody was told.
     """
 
     most_urgent: int | None
     wait: float | None
     held: int
+    expired: bool = False
 
     @property
     def due_in(self) -> float:
@@ -150,6 +152,7 @@ class _Share(NamedTuple):
 
     :param consumers: the callbacks, or the sends by a method.
     :param keys: of their deliveries, of all kinds.
+    :param pending: the key of the queue's pending tasks.
     :param around: the queue's own keys: one says whether it is paused, one who waits for something to run.
     :param waits: as who a process waits, behind its channel, see ``lua/shared/waiting.lua``.
     :param pausable: whether a pause holds these: it holds what comes after a verification, not the way there.
@@ -158,6 +161,7 @@ class _Share(NamedTuple):
 
     consumers: Sequence[Consumer]
     keys: Sequence[str]
+    pending: str
     around: Sequence[str]
     waits: str
     pausable: bool
@@ -170,6 +174,7 @@ class _Share(NamedTuple):
         return cls(
             consumers,
             keys=keys.deliveries(queue, names),
+            pending=keys.of_queue(queue, "pending")[0],
             around=keys.of_queue(queue, "paused", "waiting"),
             waits=f"{keys.tag(queue)} {','.join(names)}",
             pausable=not any(consumer.early for consumer in consumers),
@@ -408,17 +413,16 @@ class DeliveryStore:
             shares = [self._share(queue, names) for queue, names in asked[start : start + self._together]]
             _, now, *rows = self._steps.run(
                 "deliveries/peek",
-                [key for share in shares for key in (*share.around, *share.keys)],
+                [key for share in shares for key in (share.pending, *share.around, *share.keys)],
                 channel,
                 [len(share.consumers) for share in shares],
                 [int(share.pausable) for share in shares],
                 [share.caller(channel) if waits else "" for share in shares],
             )
             self.clocks.hear(asked[start][0], now)
-            found += [
-                Peek(int(head) if head else None, None if wait == b"-1" else int(wait) / 1000, held)
-                for head, wait, held in _rows_of(rows, 3)
-            ]
+            for head, wait, held, over in _rows_of(rows, 4):
+                seconds = None if wait == b"-1" else int(wait) / 1000
+                found.append(Peek(int(head) if head else None, seconds, held, bool(over)))
         return found
 
     def hand_on(self, queue: str, names: Sequence[str], owner: str) -> None:

@@ -249,10 +249,14 @@ def test_stop_waits_for_what_runs(stage: Stage) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("queues", [1, 20])
-def test_idle_process_sends_one_command_a_poll(stage: Stage, queues: int) -> None:
+@pytest.mark.parametrize("ends", [False, True])
+def test_idle_process_sends_one_command_a_poll(stage: Stage, queues: int, ends: bool) -> None:
     """Also where it sends in the background."""
     for number in range(queues):
-        stage.work(queue=f"q{number}")
+        if ends:
+            stage.taskflow.on_task_ended(f"q{number}", statuses=["EXPIRED"])(lambda task: None)
+        else:
+            stage.work(queue=f"q{number}")
 
     def sent() -> int:
         stats = stage.redis.info("commandstats")
