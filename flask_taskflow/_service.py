@@ -64,7 +64,7 @@ from .strategies import Channel, Channels
 logger = Logger(__name__)
 
 _STATE = "taskflow.state"
-_complain = Seldom(60.0)
+_COMPLAIN = 60.0
 
 
 @dataclass(slots=True)
@@ -77,6 +77,7 @@ class AppState:
     :param channels: the extension's strategies, by method.
     :param callbacks: the extension's callbacks, by queue and name.
     :param service: made at the first use.
+    :param complain: says whether the log may tell again that no threads could be started.
     """
 
     config: Config
@@ -85,6 +86,7 @@ class AppState:
     channels: Channels
     callbacks: Mapping[str, Mapping[str, Callback]]
     service: Service | None = None
+    complain: Seldom = field(default_factory=lambda: Seldom(_COMPLAIN))
     lock: Lock = field(default_factory=Lock)
 
     def keep(self, app: Flask) -> None:
@@ -116,10 +118,14 @@ def start_at_request(app: Flask, **_: Any) -> None:
     with app.app_context():
         try:
             current_service().start_lazily()
-        except Exception:
+        except Exception as error:
             # Pages that need none of this must be served: a function that gives the client may raise.
-            if _complain():
-                logger.exception("The threads could not be started; the next request tries again.")
+            _tell_not_started(app, error)
+
+
+def _tell_not_started(app: Flask, error: Exception) -> None:
+    if app.extensions[_STATE].complain():
+        logger.error("The threads could not be started; the next request tries again.", exc_info=error)
 
 
 def compose(app: Flask, state: AppState) -> Service:
@@ -440,8 +446,13 @@ class Service:
 
     def _start_at_call(self) -> None:
         # A one-off command ends soon: it must not claim callbacks.
-        if click.get_current_context(silent=True) is None:
+        if click.get_current_context(silent=True) is not None:
+            return
+        try:
             self.start_lazily()
+        except RuntimeError as error:
+            # The system has no thread for them now. What is stored is run by others, or later.
+            _tell_not_started(self.app, error)
 
     def _send(self, issued: Issued) -> None:
         if not self.config.sends_in_background:

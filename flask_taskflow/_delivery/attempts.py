@@ -18,6 +18,7 @@ from flask import current_app, has_app_context
 from werkzeug.local import LocalProxy
 
 from .._checks import in_seconds
+from .._inert import inert
 from .._store.deliveries import DeliveryStore, End
 from .._store.records import Claimed
 from ..errors import Retry
@@ -226,7 +227,7 @@ class Place(NamedTuple):
     module: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
+        return inert(f"{self.file}:{self.line}")
 
 
 def own_place(error: BaseException) -> Place | None:

@@ -270,7 +270,7 @@ class CallbackRunner:
             return
         failures, text, place = item.failures + 1, _text_of(error), own_place(error)
         # The text may hold data of the task: its course tells no more than this.
-        cause, line = type(error).__name__, f"{place.module}:{place.line}" if place else ""
+        cause, line = type(error).__name__, inert(f"{place.module}:{place.line}") if place else ""
         shown = f"{text} (at {line})" if place else text
         stored = f"{text} (at {place})" if place else text
         attempt.reported = True

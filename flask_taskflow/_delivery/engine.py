@@ -175,13 +175,15 @@ class Engine:
         # What ended has to get through, too.
         while self._outbox and self._scheduler.runs and time.monotonic() < deadline:
             time.sleep(0.002)
-        if self._scheduler.stop(self._settings.redis_timeout + 1):
-            with suppress(RedisError):
-                self._turns.take()
-        if for_good:
-            self._cut_off()
-        self._places.close(1.0)
-        self._teller.stop(deadline - time.monotonic())
+        try:
+            if self._scheduler.stop(self._settings.redis_timeout + 1):
+                with suppress(RedisError):
+                    self._turns.take()
+        finally:
+            if for_good:
+                self._cut_off()
+            self._places.close(1.0)
+            self._teller.stop(deadline - time.monotonic())
 
     def _cut_off(self) -> None:
         for attempt in self._places.running():

@@ -47,6 +47,14 @@ class Outbox:
         """Keep an end until it is reported."""
         self._new.append(ended)
 
+    def withdraw(self, ended: Ended) -> bool:
+        """Take back an end; false if a turn has it already."""
+        try:
+            self._new.remove(ended)
+        except ValueError:
+            return False
+        return True
+
     def queues(self) -> list[str]:
         """Return the queues of which there is something to report."""
         while self._new:

@@ -117,7 +117,8 @@ class ReportUntil:
 
     def end(self, attempt: Attempt, end: End, tell: Callable[[bool], None], /) -> None:
         """Let the next turn report how an attempt ended."""
-        if self.stopped.is_set():
+        ended = Ended(attempt, end, tell)
+        self.outbox.put(ended)
+        # Looked at afterwards: no turn comes any more that would see it.
+        if self.stopped.is_set() and self.outbox.withdraw(ended):
             tell(self.store.end(end))
-        else:
-            self.outbox.put(Ended(attempt, end, tell))

@@ -284,11 +284,16 @@ class Runtime:
         deadline = time.monotonic() + timeout
         for engine in engines:
             engine.drain()
-        for engine in engines:
-            engine.stop(max(deadline - time.monotonic(), 0.0), for_good=for_good)
-        if listener is not None:
-            listener.stop(_LISTENER_JOIN)
-        self._stopping = for_good
+        try:
+            for engine in engines:
+                try:
+                    engine.stop(max(deadline - time.monotonic(), 0.0), for_good=for_good)
+                except Exception:
+                    logger.exception("The threads of taskflow-%s could not be stopped.", engine.name)
+        finally:
+            if listener is not None:
+                listener.stop(_LISTENER_JOIN)
+            self._stopping = for_good
 
     def _all(self) -> list[Engine]:
         return [*([] if self._engine is None else [self._engine]), *self._senders.values()]

@@ -514,4 +514,6 @@ def cut_error(error: str) -> str:
 
 def words_of(*names: str) -> str:
     """Return names that come from an app, fit for the course of a task; empty ones are left out."""
-    return " ".join(re.sub(r"\s+", "_", name)[:_WORD_MAX] for name in names if name)
+    words = " ".join(re.sub(r"\s+", "_", name)[:_WORD_MAX] for name in names if name)
+    # A file's name may be no UTF-8, and its module's name then holds half a pair.
+    return words.encode(errors="replace").decode()

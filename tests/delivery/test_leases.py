@@ -7,6 +7,9 @@ import threading
 import pytest
 
 from flask_taskflow import callback_dead, callback_succeeded
+from flask_taskflow._delivery.attempts import Attempt
+from flask_taskflow._delivery.outbox import Ended, Outbox
+from flask_taskflow._delivery.running import ReportUntil
 from flask_taskflow._store.deliveries import End
 from flask_taskflow._store.records import Claimed
 from flask_taskflow.testing import travel
@@ -69,6 +72,30 @@ def test_late_ack_counts_while_nobody_has_claimed_again(stage: Stage, claimed: C
 
     assert (failed, acked) == ([True, False], True)
     assert stage.keys("delay", "meta", "body") == []
+
+
+class StoppedMeanwhile(Outbox):
+    """One to which an end comes in the moment in which the engine stops, before its last turn or after it."""
+
+    def __init__(self, seen: bool) -> None:
+        super().__init__()
+        self.stopped, self._seen = threading.Event(), seen
+
+    def put(self, ended: Ended) -> None:
+        super().put(ended)
+        self.stopped.set()
+        if self._seen:
+            self.queues()
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_end_is_reported_by_the_last_turn_or_by_who_brought_it(claimed: Claimed, seen: bool) -> None:
+    outbox, told = StoppedMeanwhile(seen), list[bool]()
+    report = ReportUntil(inside.store(), outbox, outbox.stopped)
+
+    report.end(Attempt(claimed, 60), End(claimed, "ack"), told.append)
+
+    assert (told, len(outbox.attempts())) == (([], 1) if seen else ([True], 0))
 
 
 def test_released_delivery_runs_again_and_counts_nothing(stage: Stage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import sys
 import threading
@@ -11,8 +12,12 @@ from typing import Any
 import pytest
 
 from flask_taskflow import Task, task_verified
+from flask_taskflow._delivery.attempts import Attempt
+from flask_taskflow._delivery.outbox import Ended
 from flask_taskflow._service import current_service
+from flask_taskflow._store.deliveries import End
 from tests.conftest import Spawn
+from tests.support import inside
 from tests.support.fleet import wait_until
 from tests.support.processes import Process
 from tests.support.sending import Post
@@ -127,6 +132,44 @@ def test_thread_that_the_system_refuses_is_tried_again_at_the_next_request(
 
     assert work.begun.acquire(timeout=60)
     assert left == []
+
+
+def test_calls_go_on_while_the_system_has_no_thread(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, start = stage.work(), threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("taskflow-"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    stage.app(TESTING=False)
+    with monkeypatch.context() as context:
+        context.setattr(threading.Thread, "start", refuse)
+        task = stage.verified()
+    stage.add()
+
+    assert work.begun.acquire(timeout=60)
+    assert [each.id for each in work.tasks] == [task.id]
+
+
+def test_stop_goes_on_after_an_end_that_cannot_be_reported(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.work()
+    stage.app()
+    stage.verified()
+    (item,) = inside.store().claim("q", ["work"], 1).deliveries
+    stage.taskflow.start()
+    engine = inside.service().runtime._engine
+    assert engine is not None
+    # No text that can be sent.
+    bad = dataclasses.replace(item, task_id="\udce9")
+    engine._outbox.put(Ended(Attempt(bad, 60), End(bad, "ack"), None))
+
+    stage.taskflow.stop(0)
+
+    assert not own_threads()
+    assert "The threads of taskflow-callbacks could not be stopped." in caplog.text
 
 
 def test_callback_that_adds_a_task_while_threads_stop_starts_nothing(stage: Stage) -> None:

@@ -115,6 +115,21 @@ def test_context_of_an_attempt_is_torn_down_with_its_error_before_that_is_told(
     assert not [item for item in told[:first] if item[0] == "told"]
 
 
+def test_module_whose_name_is_no_text_fails_as_others_do(stage: Stage) -> None:
+    """As one that is read from a file whose name is no UTF-8."""
+    space: dict[str, Any] = {"__name__": "r\udce9sum\udce9"}
+    raising = types.FunctionType((lambda task: [][0]).__code__, space)
+    stage.taskflow.on_task_verified("q", name="work", max_attempts=1)(raising)
+    stage.app()
+    task = stage.verified()
+
+    stage.run()
+
+    (dead,) = [entry for entry in stage.taskflow.get_course(task.id) if entry.event == "dead"]
+    assert dead.cause == "IndexError"
+    assert stage.run(after=60) == 0
+
+
 def test_teardown_function_that_raises_fails_the_attempt(stage: Stage) -> None:
     stage.work(lambda task: setattr(g, "mine", True), name="work", max_attempts=1)
     app = stage.app()
