@@ -17,11 +17,14 @@ from urllib.parse import quote
 
 from .._config.config import Config
 from .._config.providers import TO
+from .._log import Logger
 from ..errors import ConfigError, OutcomeUnknown, Reject, Retry
 from ._deadline import within
 
 if TYPE_CHECKING:
     from apprise import NotifyBase
+
+logger = Logger(__name__)
 
 # What the log of this send must not show, while there is one.
 _hidden: ContextVar[tuple[str, ...]] = ContextVar("taskflow_hidden", default=())
@@ -129,7 +132,11 @@ class _Heard(logging.LoggerAdapter[logging.Logger]):
             with suppress(TypeError, ValueError, KeyError):
                 found = _STATUS.search(str(msg) % args if args else str(msg))
                 self.outcome = _answered(int(found[1])) if found else self.outcome
-        super().log(level, msg, *args, **{"stacklevel": 2, **options})
+        try:
+            super().log(level, msg, *args, **{"stacklevel": 2, **options})
+        except Exception as error:
+            # An app's filters may raise. They may have come before ours: nothing of the record is shown.
+            logger.warning("What Apprise logs was not logged: %s.", type(error).__name__)
 
     def __getattr__(self, name: str) -> Any:
         # Apprise gives loggers methods of its own.

@@ -165,6 +165,25 @@ def test_outcome_is_told_where_logging_is_switched_off(texting: Callable[..., Fl
     assert type(error) is Reject
 
 
+def test_outcome_is_told_where_a_filter_raises(
+    texting: Callable[..., Flask], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Away(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            raise AttributeError("request_id")
+
+    away, log = Away(), logging.getLogger("apprise")
+    log.addFilter(away)
+    try:
+        with gateway(400) as made:
+            error = outcome(texting(JSON.format(port=made.port)))
+    finally:
+        log.removeFilter(away)
+
+    assert (type(error), len(made.requests)) == (Reject, 1)
+    assert "What Apprise logs was not logged: AttributeError." in caplog.text
+
+
 def test_gateway_that_refuses_connections_gets_another_try(texting: Callable[..., Flask]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
