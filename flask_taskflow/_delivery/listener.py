@@ -154,8 +154,7 @@ class Listener:
                 work()
             except BaseException:
                 # Whatever was done to it: nothing would start it anew.
-                with suppress(BaseException):
-                    logger.exception("A thread of the listener failed; it goes on.")
+                logger.exception("A thread of the listener failed; it goes on.")
 
     def hear_all(self) -> None:
         """Hear also of verifications whose callbacks others were woken to run: somebody wants to know."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from .._log import Logger
@@ -93,9 +92,7 @@ class Teller:
             with self._app.app_context():
                 work()
         except BaseException:
-            # A log filter may be what has just failed.
-            with suppress(BaseException):
-                logger.exception("Something was not told by %s.", self._name)
+            logger.exception("Something was not told by %s.", self._name)
 
     def _tell_of_dropped(self) -> None:
         if self._dropped and self._complain():

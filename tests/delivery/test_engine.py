@@ -264,8 +264,8 @@ def test_idle_process_sends_one_command_a_poll(stage: Stage, queues: int, ends: 
 
     first = sent()
     stage.start(poll=0.05, send="background")
-    # The start sends a few.
-    wait_until(lambda: sent() - first >= 20)
+    # The start sends a few, and one for each queue whose ends are followed.
+    wait_until(lambda: sent() - first >= 20 + 2 * queues * ends)
     began, before = time.monotonic(), sent()
     wait_until(lambda: sent() - before >= 20)
     used, taken = sent() - before, time.monotonic() - began
