@@ -173,8 +173,11 @@ class TaskModel:
 
     def closed(self, now: float) -> type[TaskFlowError] | None:
         """Why it is sent no code any more."""
-        failed = self.status is Status.FAILED and now < self.expires
-        return (not failed and self.over(now)) or (TaskExpired if self.is_late(now) else None)
+        return self.closed_for_good(now) or (TaskExpired if self.is_late(now) else None)
+
+    def closed_for_good(self, now: float) -> type[TaskFlowError] | None:
+        """Why it can end no more: one that failed may live again."""
+        return None if self.status is Status.FAILED and now < self.expires else self.over(now)
 
     def since_ended_by(self, method: str, otp: str, now: float) -> float:
         """Return how long ago this code ended the task by this method, or infinity."""
@@ -300,7 +303,7 @@ class World:
         return None, sending
 
     def cancel(self, task: TaskModel) -> Verdict:
-        over = task.over(self.now)
+        over = task.closed_for_good(self.now)
         if over is None:
             task.end(Status.CANCELLED, self.now)
         return over, []
