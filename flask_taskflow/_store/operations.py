@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
 
-from .._checks import SCHEDULES
+from .._checks import METHOD, SCHEDULES
 from .._inert import inert
 from .keys import REMINDERS, Consumer, Keys, delivery_id, tag_of
 from .queues import ALL
@@ -19,6 +19,8 @@ from .steps import Steps
 
 #: How many deliveries one step looks at, or changes: others must not wait for it.
 _BATCH = 500
+#: What counts codes by a method.
+_SENT = re.compile(f"codes ({METHOD.pattern}) ".encode())
 #: What the history holds, in its order.
 SERIES = ("added", "verified", "locked", "expired", "sent", "rejected", "done", "dead", "failed")
 #: What holds a queue: it was paused by itself, or with all others.
@@ -216,8 +218,11 @@ class Operations:
 
     def names(self, queue: str) -> list[Consumer]:
         """Return what a queue's deliveries may stand under: its callbacks, and its sends by each method."""
-        sends = (Consumer.sending(method) for method in sorted(self._methods))
-        (key,) = self._keys.of_queue(queue, "handlers")
+        key, counters = self._keys.of_queue(queue, "handlers", "counters")
+        # Also by those that no release has any more: what was sent by them was counted.
+        counted = map(_SENT.match, self._client.hkeys(counters))
+        used = {_name(found[1]) for found in counted if found}
+        sends = (Consumer.sending(method) for method in sorted(used.union(self._methods)))
         named = {_name(name).removeprefix("#alias:") for name in self._client.hkeys(key)} - {"#epoch"}
         return [*map(Consumer, sorted(named)), *sends]
 

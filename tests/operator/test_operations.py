@@ -18,8 +18,10 @@ from flask_taskflow import (
     SendLimitReached,
     TargetNotFound,
     Task,
+    TaskFlow,
 )
 from flask_taskflow._operator.operations import Operations
+from flask_taskflow._store.deliveries import End
 from flask_taskflow.testing import travel
 from tests.conftest import watch
 from tests.operator.test_cli import run
@@ -80,6 +82,28 @@ def test_dead_letters_are_listed_that_fit(operations: Operations) -> None:
     assert [dead(operations, **filters) for filters in ({}, {"queue": "orders"}, {"count": 1})] == [5, 3, 2]
     assert dead(operations, error="no stock", count=3) == 4
     assert dead(operations, callback="@EMAIL") == 0
+
+
+class Fax(OutboxStrategy):
+    address = None
+
+
+def test_sends_by_a_method_that_no_release_has_are_seen_and_discarded(stage: Stage) -> None:
+    old, new = TaskFlow(), TaskFlow()
+    old.register_strategy("FAX")(Fax())
+    with stage.make_app(old, send="background").app_context():
+        task = old.add_task("q", allowed_methods=["FAX"], recipient={})
+        (item,) = inside.store("FAX").claim("q", ["@FAX"], 1).deliveries
+        inside.store("FAX").end(End(item, "bury", error="no paper"))
+
+    with stage.make_app(new, send="background").app_context():
+        stats = [(each.callback, each.dead) for each in new.operations.stats("q")[0].callbacks]
+        dead = [letter.id for letter in new.operations.dead("q")]
+        new.operations.discard(dead[0])
+
+        assert stats == [("@FAX", 1)]
+        assert dead == [f"{task.id}:@FAX"]
+        assert new.operations.dead("q") == []
 
 
 def test_many_dead_letters_are_replayed_in_batches(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
