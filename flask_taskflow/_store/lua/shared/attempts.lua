@@ -51,7 +51,7 @@ local function closed(keys, own, status, expires, now)
   if over then
     -- Neither an unknown id nor a task that is over must be told by the time it takes.
     counted_for(keys.task, nil)
-    linger(keys, 3)
+    linger(keys, status and 3 or 10)
     local late = over[1] == 'expired' or status == 'EXPIRED'
     pretend(keys, own, now, status and 'rejected - task_' .. (late and 'expired' or 'not_pending'))
   end
