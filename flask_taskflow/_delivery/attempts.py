@@ -19,6 +19,7 @@ from werkzeug.local import LocalProxy
 
 from .._checks import in_seconds
 from .._inert import inert
+from .._interrupts import is_a
 from .._store.deliveries import DeliveryStore, End
 from .._store.records import Claimed
 from ..errors import Retry
@@ -208,7 +209,7 @@ def compute_backoff(
 
 def asked_after(error: BaseException) -> float | None:
     """Return the seconds after which a :class:`Retry` wants another try; ``None`` if it says none."""
-    if not isinstance(error, Retry):
+    if not is_a(error, Retry):
         return None
     try:
         # A subclass may have set nothing, or work it out from what is not there.
@@ -217,6 +218,14 @@ def asked_after(error: BaseException) -> float | None:
     except Exception:
         return None
     return None if seconds is None else min(max(seconds, 0.0), _AFTER_MAX)
+
+
+def said_by(value: object) -> str:
+    """Return a value as text, empty if it cannot be shown."""
+    try:
+        return str(value)
+    except BaseException:
+        return ""
 
 
 class Place(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from flask import current_app
 from .. import _journal as journal
 from .._checks import SCHEDULES, check_name, check_seconds
 from .._inert import inert
-from .._interrupts import is_interrupt
+from .._interrupts import end_child, is_a, is_interrupt
 from .._log import Logger
 from .._store.deliveries import DeliveryStore, End
 from .._store.keys import Consumer
@@ -34,6 +35,7 @@ from .attempts import (
     lost_text,
     own_place,
     running,
+    said_by,
 )
 
 logger = Logger(__name__)
@@ -251,7 +253,13 @@ class CallbackRunner:
         app, mark = cast(Any, current_app)._get_current_object(), running.set(_delivery_of(item))
         try:
             with app.app_context():
-                _check_result(function())
+                process = os.getpid()
+                try:
+                    result = function()
+                finally:
+                    if os.getpid() != process:
+                        end_child()
+                _check_result(result)
         except BaseException as error:
             if is_interrupt(error):
                 raise
@@ -274,7 +282,7 @@ class CallbackRunner:
         shown = f"{text} (at {line})" if place else text
         stored = f"{text} (at {place})" if place else text
         attempt.reported = True
-        over = isinstance(error, Reject) or failures >= callback.max_attempts
+        over = is_a(error, Reject) or failures >= callback.max_attempts
         if over or callback.argument(item) is None:
             tell = partial(self._tell_failed, item, error, f"{shown}; it is a dead letter", True)
             report.end(attempt, End(item, "bury", error=stored, cause=cause, place=line), tell)
@@ -349,4 +357,9 @@ def _ignore(accepted: bool) -> None:
 
 def _text_of(error: BaseException) -> str:
     # One line for the log and the operator, whatever the app put into the error.
-    return inert("".join(traceback.format_exception_only(error)).strip())
+    try:
+        text = "".join(traceback.format_exception_only(error))
+    except BaseException:
+        # It asks for attributes, which the app's code may make up.
+        text = f"{type(error).__name__}: {said_by(error)}"
+    return inert(text.strip())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from redis import RedisError
 
-from .._interrupts import is_for_caller
+from .._interrupts import is_a, is_for_caller
 from .._log import Logger
 from .._store.deliveries import DeliveryStore, End
 from .._store.records import Claimed
@@ -47,13 +47,16 @@ class Running:
 
     def work(self, attempt: Attempt) -> None:
         """Run an attempt to its end, and raise nothing."""
+        entered = False
         try:
             with self.app.app_context():
+                entered = True
                 self.runner.execute(attempt, self.report)
         except BaseException as error:
             logger.exception("An attempt at %s could not be ended.", attempt.item)
             # What Redis did not take until the end is left to the lease.
-            if not (attempt.reported or attempt.written_off or isinstance(error, RedisError)):
+            refused = entered and is_a(error, RedisError)
+            if not (attempt.reported or attempt.written_off or refused):
                 with suppress(BaseException):
                     self._fail(attempt, error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from datetime import datetime
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 from redis import RedisError
 
 from .. import _journal as journal
+from .._interrupts import end_child, is_a
 from .._keyring import Keyring, new_nonce
 from .._log import Logger
 from .._otp import OTP, read_code
@@ -18,7 +20,7 @@ from .._store.sends import CodeStore
 from .._tasks import Task
 from ..errors import ConfigError, InvalidCode, OutcomeUnknown, Reject, Retry, SendFailed
 from ..strategies import Channel, Channels
-from .attempts import asked_after, own_place
+from .attempts import asked_after, own_place, said_by
 
 logger = Logger(__name__)
 
@@ -158,7 +160,12 @@ class Sender:
                 otp, code = self._new_otp(task, code, channel)
             if otp is None:
                 return None
-            sent = self._channels.send(code.method, task, otp.lasting(code.lasts))
+            process = os.getpid()
+            try:
+                sent = self._channels.send(code.method, task, otp.lasting(code.lasts))
+            finally:
+                if os.getpid() != process:
+                    end_child(tell=False)
             named = _message_id(sent, otp, channel.address(task.recipient))
         except BaseException as error:
             raised = error
@@ -222,19 +229,19 @@ def _failure(task: Task[Any], code: Code, channel: Channel, error: BaseException
         code,
         cause,
         f"{cause} raised by {strategy}{f' ({text})' if text else ''}{f' at {place}' if place else ''}",
-        final=isinstance(error, Reject),
-        unknown=isinstance(error, OutcomeUnknown),
+        final=is_a(error, Reject),
+        unknown=is_a(error, OutcomeUnknown),
         after=asked_after(error),
-        ended=None if isinstance(error, Exception) else _bare(error, otp),
-        recorded=isinstance(error, Exception),
+        ended=None if is_a(error, Exception) else _bare(error, otp),
+        recorded=is_a(error, Exception),
     )
 
 
 def _tellable(error: BaseException, secrets: Iterable[str]) -> str:
     """Return what an error says, empty if that was not written for the log or shows what the log must not."""
-    if not isinstance(error, ConfigError | OutcomeUnknown | Reject | Retry):
+    if not is_a(error, ConfigError, OutcomeUnknown, Reject, Retry):
         return ""
-    text = _text(error)[:_TEXT_MAX]
+    text = said_by(error)[:_TEXT_MAX]
     return text if text.isprintable() and not any(_shows(text, secret) for secret in secrets) else ""
 
 
@@ -254,20 +261,13 @@ def _shows(text: str, secret: str) -> bool:
     return secret in text or letters[1] in letters[0]
 
 
-def _text(value: object) -> str:
-    try:
-        return str(value)
-    except Exception:
-        return ""
-
-
 def _bare(error: BaseException, otp: OTP | None) -> BaseException:
     """Return an error without the frames, errors and texts that hold a code.
 
     It stays the same object: whoever set a time by ``gevent.Timeout`` looks for that one.
     """
     error.__cause__ = error.__context__ = None
-    if otp and any(_shows(_text(value), otp) for value in (error, error.args, vars(error))):
+    if otp and any(_shows(said_by(value), otp) for value in (error, error.args, vars(error))):
         error.args = ()
         vars(error).clear()
         if isinstance(error, SystemExit):

@@ -16,7 +16,7 @@ from flask import current_app
 from redis import RedisError
 
 from .. import _journal as journal
-from .._interrupts import is_interrupt
+from .._interrupts import is_a, is_interrupt
 from .._log import Logger
 from .._store.deliveries import DeliveryStore
 from .._store.keys import Consumer
@@ -120,7 +120,7 @@ class SendRunner(AllQueues):
 
     def fail(self, attempt: Attempt, error: BaseException, report: Report) -> None:
         """Report a failed attempt. One that took too long is repeated once: its code may have arrived."""
-        item, cause, late = attempt.item, type(error).__name__, isinstance(error, TimeoutError)
+        item, cause, late = attempt.item, type(error).__name__, is_a(error, TimeoutError)
         failure = Failure(None, cause, str(error) if late else cause, unknown=late, recorded=False)
         if not self._postpone(item, failure, report):
             self._give_up(item, failure, report)

@@ -71,6 +71,54 @@ def test_failing_callback_is_retried_with_its_backoff_then_dead(
     assert "; it is a dead letter" in caplog.text
 
 
+class Declined(Reject):
+    """As errors of API clients are, whose attributes are what a server answered."""
+
+    def __init__(self, answer: dict[str, str]) -> None:
+        super().__init__(answer["why"])
+        self.answer = answer
+
+    def __getattr__(self, name: str) -> str:
+        return self.answer[name]
+
+
+class Opaque(ValueError):
+    """Tells nothing of itself."""
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError
+
+    @__class__.setter
+    def __class__(self, kind: Any) -> None:
+        raise RuntimeError
+
+    def __str__(self) -> str:
+        raise SystemExit
+
+
+@pytest.mark.parametrize(
+    ("make", "most", "told"),
+    [(lambda: Declined({"why": "no money"}), 3, b"Declined: no money (at"), (Opaque, 1, b"Opaque: (at")],
+    ids=["those that it lacks", "all"],
+)
+def test_error_whose_attributes_raise_is_the_one_that_counts(
+    stage: Stage, make: Callable[[], BaseException], most: int, told: bytes
+) -> None:
+    def fail(task: Task[Any]) -> None:
+        raise make()
+
+    work = stage.work(*[fail] * 3, max_attempts=most)
+
+    stage.verified()
+    stage.run()
+    stage.run(after=10_000)
+
+    assert work.attempts == [1]
+    (stored,) = stage.redis.hvals(stage.keys("error")[0])
+    assert stored.startswith(told)
+
+
 NO_TIMES: list[Any] = [float("nan"), "soon", None]
 
 

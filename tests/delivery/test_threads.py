@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from flask_taskflow import Task, task_verified
 from flask_taskflow._delivery.attempts import Attempt
@@ -19,7 +20,7 @@ from flask_taskflow._store.deliveries import End
 from tests.conftest import Spawn
 from tests.support import inside
 from tests.support.fleet import wait_until
-from tests.support.processes import Process
+from tests.support.processes import ROOT, Process
 from tests.support.sending import Post
 from tests.support.stage import SECRET_KEY, Stage
 from tests.support.tasks import at_once, in_context
@@ -240,6 +241,18 @@ def test_forked_child_that_starts_nothing_has_a_name_of_its_own(stage: Stage, sp
 
     assert parent != child
     assert process.close() == 0
+
+
+def test_child_that_comes_out_of_a_callback_or_a_strategy_ends_there(server: str, redis: Redis) -> None:
+    process = Process(ROOT / "tests" / "support" / "apps" / "forking.py", REDIS_URL=server)
+    try:
+        ended = {way: int(status) for way, status in process.lines(5)}
+        status = process.close()
+    finally:
+        process.clear()
+
+    assert ended == {"return": 0, "raise": 1, "exit": 3, "say": 1, "send": 1}
+    assert (status, process.rest()) == (0, [])
 
 
 def test_process_that_ends_without_stop_ends_at_once(stage: Stage, spawn: Spawn) -> None:

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 from flask import Flask, appcontext_pushed, g
-from redis import Redis
+from redis import Redis, RedisError
 
 from flask_taskflow import (
     ConfigError,
@@ -146,23 +146,27 @@ def test_teardown_function_that_raises_fails_the_attempt(stage: Stage) -> None:
     assert str(dead.next()["error"]) == "could not commit"
 
 
-def out_of_order(app: Flask, stack: ExitStack, part: str) -> threading.Event:
+def out_of_order(
+    app: Flask, stack: ExitStack, part: str, error: type[Exception] = ConnectionError
+) -> threading.Event:
     """Let an app give no context to some threads, told by a part of their name, until an event is set."""
     mended = threading.Event()
 
     def connect(sender: Flask) -> None:
         if part in threading.current_thread().name and not mended.is_set():
-            raise ConnectionError("the database is away")
+            raise error("the database is away")
 
     stack.enter_context(appcontext_pushed.connected_to(connect, app))
     return mended
 
 
-def test_attempt_whose_app_gives_no_context_has_failed(stage: Stage) -> None:
+@pytest.mark.parametrize("error", [ConnectionError, RedisError])
+def test_attempt_whose_app_gives_no_context_has_failed(stage: Stage, error: type[Exception]) -> None:
+    """Also by a Redis of the app's own."""
     work = stage.work(name="work", max_attempts=9, backoff_time=0.1)
     failed = stage.hear(callback_failed)
     with ExitStack() as stack:
-        mended = out_of_order(stage.app(poll=0.1), stack, "-callbacks-runs")
+        mended = out_of_order(stage.app(poll=0.1), stack, "-callbacks-runs", error)
         stage.taskflow.start()
         task = stage.verified()
         told = [failed.next() for _ in range(2)]
@@ -171,7 +175,7 @@ def test_attempt_whose_app_gives_no_context_has_failed(stage: Stage) -> None:
         assert work.begun.acquire(timeout=60)
         stage.taskflow.stop()
 
-    assert [type(each["error"]) for each in told] == [ConnectionError] * 2
+    assert [type(each["error"]) for each in told] == [error] * 2
     assert work.attempts[0] >= 3
     assert "lost" not in [entry.event for entry in stage.taskflow.get_course(task.id)]
 
