@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import re
 import traceback
-import unicodedata
 from types import TracebackType
 from typing import NoReturn
+from unicodedata import category, decimal
 
 from .errors import InvalidCode
 
 TYPED_MAX = 64
+# What looks like a hyphen and is none to Unicode: a minus, a bullet, and what a hyphen's key gives in kana.
+_HYPHENS = "\u2212\u2043\u30fc\uff70"
 
 
 class OTP(str):
@@ -74,7 +76,7 @@ def read_code(typed: object, pattern: re.Pattern[str]) -> OTP:
 
 
 def _meant(typed: str, pattern: re.Pattern[str]) -> OTP | None:
-    digits = "".join(str(unicodedata.decimal(c, c)) for c in typed.strip())
+    digits = "".join(str(decimal(c, c)) for c in typed.strip())
     for text in (digits, _without_gaps(digits)):
         if text.isprintable() and pattern.fullmatch(text):
             return OTP(text)
@@ -82,4 +84,4 @@ def _meant(typed: str, pattern: re.Pattern[str]) -> OTP | None:
 
 
 def _without_gaps(text: str) -> str:
-    return "".join(c for c in text if not c.isspace() and unicodedata.category(c) not in ("Pd", "Cf"))
+    return "".join(c for c in text if not (c.isspace() or c in _HYPHENS or category(c) in ("Pd", "Cf")))
