@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 import unicodedata
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any
 
 import jinja2
@@ -12,7 +15,7 @@ import pytest
 from babel.localedata import locale_identifiers
 from babel.numbers import format_currency
 from flask import Flask
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flask_taskflow import Method, SMSStrategy, TaskFlow
@@ -149,6 +152,16 @@ def test_no_number_is_cut() -> None:
     assert not [part for part in kept if part[-4].isdigit() or part[-4] in " ,"]
 
 
+def test_no_power_is_cut() -> None:
+    text = "Pay Zoe Bank 10¹²³ or 1½ and 2㎡"
+
+    kept = {cut(text, size) for size in range(len(text))} - {""}
+
+    words = ["B", "Ba", "Ban", "Bank"]
+    words += [f"Bank 10¹²³ {end}" for end in ("o", "or", "or 1½ a", "or 1½ an", "or 1½ and")]
+    assert kept == {f"Pay Zoe {word}..." for word in words}
+
+
 def test_amounts_of_languages_in_latin_letters_need_no_more_than_gsm7() -> None:
     foreign = {}
     for name in locale_identifiers():
@@ -191,3 +204,32 @@ def test_folding_adds_nothing_that_gsm7_lacks(text: str) -> None:
 
     assert {c for c in folded if c not in BASIC | EXTENSION} <= set(unicodedata.normalize("NFC", text))
     assert fold(folded) == folded
+
+
+def numbers(text: str) -> list[str]:
+    """Return the digits of a text as a reader takes them together: those of one height and no frame."""
+
+    def kind(place: int) -> object:
+        form = unicodedata.decomposition(text[place]).partition(" ")[0]
+        if unicodedata.category(text[place]) == "Nd":
+            return "digit"
+        return form if form in ("<super>", "<sub>") else place
+
+    seen = (c for c in unicodedata.normalize("NFC", text) if unicodedata.category(c) != "Cf")
+    text = "".join(c for c in seen if c not in "\ufe0e\ufe0f")
+    runs = ["".join(text[place] for place in run) for _, run in groupby(range(len(text)), kind)]
+    return [digits for run in runs for digits in plain_numbers(unicodedata.normalize("NFKD", run))]
+
+
+def plain_numbers(text: str) -> list[str]:
+    return [str(int(found)) for found in re.findall(r"\d+", text)]
+
+
+NUMERIC = [c for c in map(chr, range(sys.maxunicode + 1)) if plain_numbers(unicodedata.normalize("NFKD", c))]
+BESIDE = "12·.,/⁄()−⁻m€₫😀\ufe0f\u20e3\u200b"
+
+
+@given(st.text(st.sampled_from(NUMERIC) | st.sampled_from(BESIDE) | st.characters()))
+@example("Pay 1½ or 10⁶")
+def test_folding_leaves_all_numbers_what_they_are(text: str) -> None:
+    assert plain_numbers(fold(text)) == numbers(text)
