@@ -171,6 +171,48 @@ def test_each_gunicorn_worker_that_served_has_its_own_listener(
     assert caught.value.code == 400
 
 
+@pytest.mark.parametrize("kind", [("sync",), ("gthread", "--threads", "4")], ids=["sync", "gthread"])
+def test_gunicorn_worker_that_drains_after_its_last_request_is_replaced_at_once(
+    fleet: Fleet, tmp_path: Path, kind: tuple[str, ...]
+) -> None:
+    conf = tmp_path / "gunicorn.conf.py"
+    conf.write_text(block("deploy.md", "gunicorn.conf.py") + block("deploy.md", "replaced"))
+    limits = ("-w", "1", "--max-requests", "2", "-k", *kind)
+    master = fleet.start(
+        *("gunicorn", "-c", str(conf), "-b", "127.0.0.1:0", *limits, "survivor:create_app()"),
+        until="Booting worker",
+        drain=WITHIN,
+    )
+    fleet.verify("wait")
+    (begun,) = fleet.wait("begun")
+
+    wait_until(lambda: int(get(port_of(master.pid), "/pid")) != begun["pid"])
+    ended_before = fleet.events("done")
+    fleet.go()
+    (acked,) = fleet.wait("acked")
+    wait_until(lambda: not Path(f"/proc/{begun['pid']}").exists())
+    fleet.settle()
+    master.terminate()
+
+    assert ended_before == []
+    assert acked["pid"] == begun["pid"]
+    assert master.wait(WITHIN) == 0
+    assert fleet.log(master).count("Booting worker") == 2
+
+
+def test_gunicorn_worker_without_callbacks_has_nothing_to_wait_for(fleet: Fleet) -> None:
+    command = ("gunicorn", "-w", "1", "--max-requests", "1", "-b", "127.0.0.1:0", "survivor:create_app()")
+    master = fleet.start(*command, until="Booting worker", queues=[])
+    fleet.worker()
+    fleet.verify("wait")
+    fleet.wait("begun")
+
+    first = get(port_of(master.pid), "/pid")
+    wait_until(lambda: get(port_of(master.pid), "/pid") != first)
+
+    assert fleet.events("done") == []
+
+
 def test_one_off_command_starts_no_thread(fleet: Fleet) -> None:
     process = fleet.start("flask", "--app", "survivor", "add", until=r"threads \[\]")
 
