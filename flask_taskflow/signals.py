@@ -7,8 +7,10 @@ of their own each. No signal carries a code.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from blinker import NamedSignal, Namespace
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 logger = Logger(__name__)
 
 _signals = Namespace()
+_here = threading.local()
 
 #: ``(app, *, task)``: a task was stored; its code is not sent yet.
 task_added = _signals.signal("task-added")
@@ -69,8 +72,38 @@ def emit_apart(signal: NamedSignal, app: Flask, **arguments: Any) -> None:
 
     What one of them leaves undone, as in a session of a database, is then no other's to commit.
     """
+    hand = getattr(_here, "hand", None)
     for receiver in _receivers(signal, app):
-        _call(signal, receiver, app, arguments, context=app.app_context())
+        call = _CallApart(signal, receiver, app, arguments)
+        if hand is None:
+            call()
+        else:
+            hand(call)
+
+
+def call_by(hand: Callable[[Callable[[], object]], None]) -> None:
+    """Let what this thread emits by :func:`emit_apart` reach its receivers in another one: they may hang.
+
+    :param hand: takes what the other thread is to call.
+    """
+    _here.hand = hand
+
+
+@dataclass(frozen=True, slots=True)
+class _CallApart:
+    """The call of one receiver, in an app context of its own."""
+
+    signal: NamedSignal
+    receiver: Callable[..., Any]
+    app: Flask
+    arguments: Mapping[str, Any]
+
+    def __call__(self) -> None:
+        _call(self.signal, self.receiver, self.app, self.arguments, context=self.app.app_context())
+
+    def __str__(self) -> str:
+        name = getattr(self.receiver, "__qualname__", type(self.receiver).__name__)
+        return f"{self.receiver.__module__}.{name}, a receiver of the signal {self.signal.name},"
 
 
 def _receivers(signal: NamedSignal, app: Flask) -> list[Callable[..., Any]]:

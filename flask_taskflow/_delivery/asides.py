@@ -1,4 +1,4 @@
-"""Do in a thread of its own what may take long, and calls what users wrote."""
+"""Do in a thread of its own what may take long, and logs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from .._log import Logger
+from .. import signals
+from .._log import Logger, Work
 
 logger = Logger(__name__)
 
@@ -15,9 +16,11 @@ class Asides:
     """Work that nothing else waits for.
 
     :param name: what the engine does, for the names of threads.
+    :param hand: lets another thread call the receivers of signals.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, hand: Callable[[Work], None]) -> None:
+        self._hand = hand
         self._name = f"taskflow-{name}-ends"
         self._refused: deque[Callable[[], None]] = deque()
 
@@ -34,6 +37,7 @@ class Asides:
             self.put(self._refused.popleft())
 
     def _call(self, work: Callable[[], None]) -> None:
+        signals.call_by(self._hand)
         try:
             work()
         except BaseException:

@@ -1,8 +1,8 @@
 """The engine: what it consists of, how it starts and stops.
 
 A scheduler thread watches the clock and calls Redis: it claims, reports, keeps leases alive. Attempts run in
-threads that are kept, at most ``CALLBACK_THREADS`` at a time. A third kind of thread tells what happened. So
-nothing that an app brings holds up a heartbeat.
+threads that are kept, at most ``CALLBACK_THREADS`` at a time. Two more tell what happened: one logs, one
+calls the receivers of signals. So nothing that an app brings holds up a heartbeat, and no receiver the log.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _STARTS_THREADS = sys.version_info[:2] != (3, 12)
 #: While something waits that was claimed ahead, nobody says when its place was free: a look at it, seconds.
 _GLANCE = 0.01
+#: While the process ends, what is to be logged has at least so long, seconds.
+_LAST_WORDS = 1.0
 #: After a lost connection, how long the leases of others are let alone: until they tried again.
 _GRACE = RETRY_MAX + HEARTBEAT
 
@@ -89,7 +91,9 @@ class Engine:
     ) -> None:
         self.name = name
         self._app, self._store, self._runner, self._settings = app, store, runner, settings
-        self._outbox, self._teller, self._asides = Outbox(), Teller(app, name), Asides(name)
+        self._outbox, self._signals = Outbox(), Teller(app, f"taskflow-{name}-signals")
+        self._teller = Teller(app, f"taskflow-{name}-log", self._signals.put)
+        self._asides = Asides(name, self._signals.put)
         self._scheduler = Scheduler(self, name, self._teller.put)
         report = ReportUntil(store, self._outbox, self._scheduler.stopped)
         self._running = running = Running(
@@ -183,7 +187,9 @@ class Engine:
             if for_good:
                 self._cut_off()
             self._places.close(1.0)
-            self._teller.stop(deadline - time.monotonic())
+            self._teller.stop(max(deadline - time.monotonic(), _LAST_WORDS))
+            # What was reported until now has reached it.
+            self._signals.stop(deadline - time.monotonic())
 
     def _cut_off(self) -> None:
         for attempt in self._places.running():
@@ -241,6 +247,7 @@ class Engine:
         """Do what is due: the scheduler's chores; return the seconds until something is again."""
         now, keeping = time.monotonic(), self._housekeeping
         self._watch.look(now)
+        self._signals.look(now)
         if now >= self._leases.extend_at and (ours := self._turns.attempts()):
             self._leases.extend(ours)
         if keeping.stale or now >= keeping.next_at:

@@ -18,12 +18,14 @@ from redis import RedisError
 from redis.client import PubSub
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from .. import signals
 from .._log import Logger, tell_by
 from .._redis.connector import Connector
 from .._seldom import Seldom
 from .._store.bells import read_bell
 from .._store.keys import Keys
 from .announcer import Announcer
+from .telling import Calls
 
 logger = Logger(__name__)
 
@@ -104,6 +106,8 @@ class Listener:
         #: How many of them were dropped since the log told.
         self._dropped = 0
         self._rung = threading.Event()
+        #: Of receivers.
+        self._calls = Calls("taskflow-signals")
         self._pubsub: PubSub | None = None
         #: Held while something is subscribed to: receivers may be connected in any thread.
         self._subscribing = threading.Lock()
@@ -205,6 +209,7 @@ class Listener:
             ping_at, pong_by = time.monotonic() + self._ping, float("inf")
             while not self._stopped.is_set():
                 now = time.monotonic()
+                self._calls.look(now, len(self._bells))
                 if now >= pong_by:
                     raise RedisConnectionError("Redis did not answer a ping")
                 if now >= ping_at:
@@ -263,6 +268,7 @@ class Listener:
             logger.warning("Junk of %d bytes on channel %s was dropped.", size, self._channel)
 
     def _hand_out(self) -> None:
+        signals.call_by(self._calls.call)
         while not self._stopped.is_set():
             # First: whatever ended this thread's work before may have left some.
             while self._bells and not self._stopped.is_set():

@@ -14,6 +14,7 @@ import pytest
 from flask import Flask
 
 from flask_taskflow import task_verified
+from flask_taskflow._delivery import telling
 from tests.conftest import Spawn
 from tests.support.fleet import wait_until
 from tests.support.stage import BELL, Stage
@@ -127,7 +128,10 @@ def test_log_filter_that_raises_ends_no_thread(stage: Stage, end: type[BaseExcep
             logger.removeFilter(fails)
 
 
-def test_receiver_that_hangs_is_told_of_once(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+def test_receiver_that_hangs_is_told_of_once(
+    stage: Stage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telling, "_LONG", 0.1)
     began, go = threading.Event(), threading.Event()
 
     def hang(sender: Flask, **details: Any) -> None:
@@ -142,9 +146,11 @@ def test_receiver_that_hangs_is_told_of_once(stage: Stage, caplog: pytest.LogCap
             stage.redis.publish(BELL, b"1 " + ID)
         stage.redis.publish(BELL, "junk")
         wait_until(lambda: "Junk" in caplog.text)
+        wait_until(lambda: stage.redis.publish(BELL, "junk") and "has run for" in caplog.text)
         go.set()
 
     assert caplog.text.count("Receivers of task_verified are too slow") == 1
+    assert caplog.text.count("hang, a receiver of the signal task-verified, has run for") == 1
 
 
 def test_connection_that_idles_longer_than_the_timeout_stays(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 import pytest
 from flask import Flask
@@ -27,7 +28,8 @@ def test_teller_goes_on_after_what_fails_and_tells_what_it_dropped(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(telling, "_WAITING_MAX", 2)
-    teller, began, go, told = Teller(Flask("app"), "test"), threading.Event(), threading.Event(), list[int]()
+    teller, told = Teller(Flask("app"), "test"), list[int]()
+    began, go = threading.Event(), threading.Event()
 
     def wait() -> None:
         began.set()
@@ -43,7 +45,35 @@ def test_teller_goes_on_after_what_fails_and_tells_what_it_dropped(
     teller.stop(10)
 
     assert told == [1, 2]
-    assert "2 signals were dropped" in caplog.text
+    assert "2 calls were dropped" in caplog.text
+
+
+def test_call_that_hangs_is_told_of_once_from_another_thread(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(telling, "_WAITING_MAX", 2)
+    teller, began, go = Teller(Flask("app"), "test"), threading.Event(), threading.Event()
+
+    def hang() -> None:
+        began.set()
+        go.wait(60)
+
+    teller.put(hang)
+    assert began.wait(60)
+    for _ in range(4):
+        teller.put(lambda: None)
+
+    for _ in range(2):
+        teller.look(time.monotonic() + 3600)
+    go.set()
+    teller.stop(10)
+
+    assert [record.getMessage().partition(" in ")[2] for record in caplog.records] == [
+        "test, where 2 calls wait for it. Let what it calls have a time limit.",
+        "",
+    ]
+    assert "2 calls were dropped" in caplog.text
+    assert "has run for 36" in caplog.text
 
 
 def test_teller_without_a_thread_tells_later(
@@ -65,7 +95,7 @@ def test_teller_without_a_thread_tells_later(
 def test_aside_without_a_thread_is_done_at_the_next_try(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asides, failed = Asides("test"), threading.Event()
+    asides, failed = Asides("test", lambda work: None), threading.Event()
 
     def work() -> None:
         failed.set()

@@ -26,6 +26,7 @@ from flask_taskflow import (
     task_expiring,
     task_verified,
 )
+from flask_taskflow._delivery import telling
 from flask_taskflow._delivery.announcer import _REMEMBERED, Announcer
 from flask_taskflow._operator.doctor import examine
 from flask_taskflow._service import current_service
@@ -219,6 +220,51 @@ def test_teardown_that_fails_silences_the_end_of_no_other(stage: Stage, how: typ
 
     assert {dead.next()["task"].id for _ in tasks} == tasks
     stage.taskflow.stop()
+
+
+@pytest.fixture
+def hang() -> Iterator[Callable[..., None]]:
+    """Return a receiver that hangs until the test ends."""
+    go = threading.Event()
+
+    def receive(sender: Flask, **details: Any) -> None:
+        go.wait(60)
+
+    yield receive
+    go.set()
+
+
+def test_receiver_that_hangs_silences_no_log_and_is_told_of(
+    stage: Stage, hang: Callable[..., None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telling, "_LONG", 0.1)
+    caplog.set_level(logging.INFO)
+    stage.work(lambda task: None, ValueError("the bank is gone"), name="work", max_attempts=1)
+    stage.start(poll=0.1)
+    with callback_succeeded.connected_to(hang):
+        stage.verified()
+        wait_until(lambda: "a receiver of the signal callback-succeeded, has run for" in caplog.text)
+
+        stage.verified()
+
+        wait_until(lambda: "the bank is gone" in caplog.text)
+        wait_until(lambda: "callback_dead" in caplog.messages)
+        stage.taskflow.stop(0)
+
+
+def test_receiver_that_hangs_silences_the_loss_of_no_other(
+    stage: Stage, hang: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.work(name="work")
+    stage.app(max_lost=0, poll=0.1)
+    tasks = [stage.verified().id for _ in range(3)]
+    assert len(inside.store().claim("q", ["work"], 3).deliveries) == 3
+    travel(60)
+    with callback_dead.connected_to(hang):
+        stage.taskflow.start()
+
+        wait_until(lambda: all(f"{task} is dead" in caplog.text for task in tasks))
+        stage.taskflow.stop(0)
 
 
 def test_receiver_that_exits_or_is_asynchronous_silences_no_other(
