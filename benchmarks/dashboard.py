@@ -29,7 +29,7 @@ _EVERY = 5.0
 _PORTION = 5000
 #: Notes a month, as the counting steps do: hours at first, then the minutes of the last day.
 _LIVED = """
-local minute, added = math.floor(take_number() / 60000), take_number()
+local minute, added = math.floor(tonumber(ARGV[1]) / 60000), tonumber(ARGV[2])
 for ago = 31 * 1440, 0, -1 do
   if ago % 60 == 0 or ago < 26 * 60 then
     tally_all((minute - ago) * 60000, {

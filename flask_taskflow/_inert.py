@@ -15,7 +15,11 @@ def inert(text: object) -> str:
 
     :param text: anything; its ``str`` counts.
     """
-    return "".join(_shown(character) for character in str(text))
+    told = str(text)
+    # Most texts are names: they need no second look.
+    if told.isascii() and told.isprintable():
+        return told
+    return "".join(map(_shown, told))
 
 
 def _shown(character: str) -> str:

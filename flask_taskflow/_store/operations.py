@@ -442,7 +442,9 @@ def _name(raw: bytes) -> str:
 
 def _number(raw: bytes | int) -> int:
     """Return a number as it is stored, 0 for what is none: it must not keep an operator from the rest."""
-    found = re.match(rb"-?[0-9]{1,14}(?![0-9])", b"%d" % raw if isinstance(raw, int) else raw)
+    if isinstance(raw, int):
+        return raw if abs(raw) < 10**14 else 0
+    found = re.match(rb"-?[0-9]{1,14}(?![0-9])", raw)
     return int(found[0]) if found else 0
 
 

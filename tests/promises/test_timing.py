@@ -82,6 +82,14 @@ def test_clients_that_poll_are_answered_by_one_script_each() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_dashboard_takes_one_script_a_queue() -> None:
+    options = ("--queues", "3", "--pending", "100", "--dead", "10", "--rounds", "1")
+    result = run_benchmark("dashboard", *options, "--within", "20", "--share", "1")
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("3 scripts (at most 3)") == 3
+
+
 def test_package_is_compared_with_another_tree_of_it() -> None:
     """The same package twice; one process of each says little of time, and much of whether both run."""
     result = run_benchmark("start", "--was", str(ROOT), "--rounds", "1", "--times", "20", "--within", "100")

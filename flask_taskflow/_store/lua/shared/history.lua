@@ -17,7 +17,10 @@ local function moments(now, length, count)
       for place = 1, width do row[place] = 0 end
       had[#had + 1] = row
     end
-    for place = 1, width do row[place] = row[place] + count_of(counts[skipped + place]) end
+    for place = 1, width do
+      local count = counts[skipped + place]
+      if count ~= 0 then row[place] = row[place] + count_of(count) end
+    end
   end
 
   local newest = math.floor(now / unit / size)
