@@ -32,6 +32,8 @@ _EXPIRING = 8
 #: What a server answers that cannot write now, and can later.
 _TEMPORARY = (
     "ACL failure", "BUSY", "CLUSTERDOWN", "LOADING", "MISCONF", "NOPERM", "NOREPLICAS", "OOM", "READONLY",
+    # Redis 7.0 says so of what an ACL forbids.
+    "The user executing the script",
 )  # fmt: skip
 
 
