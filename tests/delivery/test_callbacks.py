@@ -116,7 +116,7 @@ def test_error_whose_attributes_raise_is_the_one_that_counts(
 
     assert work.attempts == [1]
     (stored,) = stage.redis.hvals(stage.keys("error")[0])
-    assert stored.startswith(told)
+    assert told in stored
 
 
 NO_TIMES: list[Any] = [float("nan"), "soon", None]
