@@ -52,4 +52,4 @@ def end_child(*, tell: bool = True) -> NoReturn:
             traceback.print_exception(error)
             sys.stderr.flush()
     finally:
-        os._exit(status)
+        os._exit(status & 0xFF)

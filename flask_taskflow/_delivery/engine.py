@@ -92,7 +92,7 @@ class Engine:
         self.name = name
         self._app, self._store, self._runner, self._settings = app, store, runner, settings
         self._outbox, self._signals = Outbox(), Teller(app, f"taskflow-{name}-signals")
-        self._teller = Teller(app, f"taskflow-{name}-log", self._signals.put)
+        self._teller = Teller(app, f"taskflow-{name}-log", self._signals)
         self._asides = Asides(name, self._signals.put)
         self._scheduler = Scheduler(self, name, self._teller.put)
         report = ReportUntil(store, self._outbox, self._scheduler.stopped)

@@ -25,7 +25,7 @@ from .._seldom import Seldom
 from .._store.bells import read_bell
 from .._store.keys import Keys
 from .announcer import Announcer
-from .telling import Calls
+from .telling import WatchedCalls
 
 logger = Logger(__name__)
 
@@ -107,7 +107,7 @@ class Listener:
         self._dropped = 0
         self._rung = threading.Event()
         #: Of receivers.
-        self._calls = Calls("taskflow-signals")
+        self._calls = WatchedCalls("taskflow-signals")
         self._pubsub: PubSub | None = None
         #: Held while something is subscribed to: receivers may be connected in any thread.
         self._subscribing = threading.Lock()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from .. import signals
@@ -34,7 +33,7 @@ class _Call(NamedTuple):
     began: float
 
 
-class Calls:
+class WatchedCalls:
     """The calls of a thread, seen by another one: a call may hang.
 
     :param name: of the thread.
@@ -80,11 +79,11 @@ class Teller:
 
     :param app: the app.
     :param name: of the thread.
-    :param hand: lets another thread call the receivers of signals.
+    :param receivers: calls the receivers of signals.
     """
 
-    def __init__(self, app: Flask, name: str, hand: Callable[[Work], None] | None = None) -> None:
-        self._app, self._name, self._hand = app, name, hand
+    def __init__(self, app: Flask, name: str, receivers: Teller | None = None) -> None:
+        self._app, self._name, self._receivers = app, name, receivers
         self._waiting: deque[Work] = deque()
         self._rung = threading.Event()
         self._idle = threading.Event()
@@ -92,7 +91,7 @@ class Teller:
         self._ended = False
         self._dropped = 0
         self._complain = Seldom(_COMPLAIN)
-        self._calls = Calls(name)
+        self._calls = WatchedCalls(name)
         self._thread: threading.Thread | None = None
         #: Held while it starts: several threads give it something.
         self._starting = Lock()
@@ -104,14 +103,18 @@ class Teller:
             self._dropped += 1
         self._waiting.append(work)
         self._idle.clear()
-        if not self._runs:
-            with self._starting:
-                self._start()
+        self.start()
         self._rung.set()
 
     @property
     def _runs(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
+
+    def start(self) -> None:
+        """Start the thread, unless it runs."""
+        if not self._runs:
+            with self._starting:
+                self._start()
 
     def _start(self) -> None:
         if self._runs:
@@ -143,8 +146,10 @@ class Teller:
             self._tell_of_dropped()
 
     def _run(self) -> None:
-        if self._hand is not None:
-            signals.call_by(self._hand)
+        if self._receivers is not None:
+            # Along with this one: Python 3.12 starts none while it ends.
+            self._receivers.start()
+            signals.call_by(self._receivers.put)
         ended = False
         while not ended:
             self._rung.wait()

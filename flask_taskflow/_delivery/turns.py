@@ -93,7 +93,8 @@ class Turns:
     def take(self) -> None:
         """Take as many turns as there is something to report, or to claim and a place for it."""
         polled = self.rota.hear(time.monotonic())
-        self._give_back_unheard()
+        if not self.draining:
+            self._give_back_unheard()
         if not self.draining and (polled or len(self.rota.unknown) > 1):
             self._peek(self.beside() if polled else ())
         self._follow_expired()
@@ -119,6 +120,9 @@ class Turns:
                 places, ahead = self._room()
                 if not self._at(queue, Wanted(places + ahead, places, self.rota.floor(queue), reap=False)):
                     break
+        if self.draining:
+            # What ended goes first.
+            self._give_back_unheard()
         if self.draining and not self._handed_on:
             self.rota.called.update(self.rota.served)
             self._handed_on = True

@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 from flask import Flask, Response, current_app, request, session, url_for
 from flask.typing import ResponseReturnValue
 from redis import RedisError
+from werkzeug.datastructures import FileStorage, ImmutableMultiDict
 from werkzeug.exceptions import MethodNotAllowed, RequestEntityTooLarge, Unauthorized, UnsupportedMediaType
 
 from .._log import Logger
@@ -265,7 +266,7 @@ def _body(maximum: int) -> tuple[str, bytes]:
     if brought > maximum:
         raise RequestEntityTooLarge(too_large)
     # There is one as soon as somebody reads it, such as a protection against CSRF.
-    was_read = "stream" in vars(request)
+    was_read, has_form = "stream" in vars(request), "form" in vars(request)
     # One more than the limit: Werkzeug cuts a body without a length at its maximum and says nothing.
     request.max_content_length = min(request.max_content_length or maximum + 1, maximum + 1)
     kind = request.mimetype
@@ -274,11 +275,10 @@ def _body(maximum: int) -> tuple[str, bytes]:
     raw = request.get_data(parse_form_data=is_multipart)
     if len(raw) > maximum:
         raise RequestEntityTooLarge(too_large)
-    if was_read and len(raw) < brought and not (request.form or request.files):
+    if was_read and len(raw) < brought and not has_form:
         raise UnsupportedMediaType("This request cannot wait for its code: its body was read before.")
     if is_multipart or not raw:
-        if any(file.filename for _, file in request.files.items(multi=True)):
-            raise UnsupportedMediaType("A request that waits for its code can have no files.")
+        _drop_empty_files()
         if raw:
             # Somebody has kept them.
             kind = request.content_type or kind
@@ -288,6 +288,19 @@ def _body(maximum: int) -> tuple[str, bytes]:
     if len(raw) * 4 // 3 > maximum - 2000:
         raise RequestEntityTooLarge(too_large)
     return kind, raw
+
+
+def _drop_empty_files() -> None:
+    """Let no view see fields for files in which none was chosen: they are not kept.
+
+    :raises UnsupportedMediaType: if one was chosen, or something stands there all the same.
+    """
+    files = [file for _, file in request.files.items(multi=True)]
+    if any(file.filename or file.stream.read(1) for file in files):
+        raise UnsupportedMediaType("A request that waits for its code can have no files.")
+    for file in files:
+        file.close()
+    vars(request)["files"] = ImmutableMultiDict[str, FileStorage]()
 
 
 def replay(task_id: str, **prefix: object) -> ResponseReturnValue:
