@@ -48,6 +48,21 @@ def test_teller_goes_on_after_what_fails_and_tells_what_it_dropped(
     assert "2 calls were dropped" in caplog.text
 
 
+def test_thread_of_receivers_starts_along_with_that_of_the_log() -> None:
+    """Python 3.12 starts none while it ends."""
+    app = Flask("app")
+    receivers = Teller(app, "test-receivers")
+    log, logged = Teller(app, "test-log", receivers), threading.Event()
+
+    log.put(logged.set)
+    assert logged.wait(60)
+    names = {thread.name for thread in threading.enumerate()}
+    log.stop(10)
+    receivers.stop(10)
+
+    assert {"test-log", "test-receivers"} <= names
+
+
 def test_call_that_hangs_is_told_of_once_from_another_thread(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
