@@ -69,7 +69,7 @@ class Calls:
             owner=owner, key=key, replace=replace, next_url=next_url, holder=holder, run_at=run_at,
             send_at=send_at, remind=remind,
         )  # fmt: skip
-        return self._service().add_task(new)
+        return self._service().add_task(new).task
 
     def verify(self, task_id: str, method: str, otp: str, *, holder: str | None = None) -> Task[Any]:
         """Consume a code: the task becomes ``SUCCESS`` once, and its callbacks are stored to run.

@@ -11,6 +11,8 @@ from ._checks import SCHEDULES, check_name, in_seconds, shown
 from ._delivery.callbacks import Callback, add_callback
 from ._delivery.schedules import Schedule, asking
 from ._delivery.timing import Every, read_timing, read_zone
+from ._new_task import NewTask
+from ._store.records import Issued
 from ._tasks import Status
 from .errors import ConfigError, InvalidTask
 
@@ -101,7 +103,7 @@ class Decorators(Calls):
         def register(function: FunctionT) -> FunctionT:
             runs: Callable[[Any], object] = function
             if confirm is not None:
-                runs = asking(_check_queue(confirm), function, add=self.add_task, resend=self.resend_otp)
+                runs = asking(_check_queue(confirm), function, add=self._add, resend=self.resend_otp)
             schedule = Schedule(
                 SCHEDULES, name, runs, max_attempts, backoff_strategy, _seconds(backoff_time),
                 timing=timing, zone=zone, catch_up=catch_up, jitter=_seconds(jitter),
@@ -111,6 +113,10 @@ class Decorators(Calls):
             return function
 
         return register
+
+    def _add(self, **options: Any) -> Issued:
+        """Add a task; tell whether it was there before."""
+        return self._service().add_task(NewTask(**options))
 
 
 def _check_queue(queue: object) -> str:

@@ -45,15 +45,15 @@ class NewTask(NamedTuple):
     """A task as its app describes it; :meth:`~flask_taskflow.TaskFlow.add_task` explains each field."""
 
     queue: str
-    data: Any
     allowed_methods: Iterable[str]
     recipient: Recipient | Mapping[str, str | None]
-    summary: str | None
-    priority: int
-    ttl: float | timedelta | None
-    timeout: float | timedelta | None
-    send_via: Iterable[str] | None
-    locale: str | None
+    data: Any = None
+    summary: str | None = None
+    priority: int = 0
+    ttl: float | timedelta | None = None
+    timeout: float | timedelta | None = None
+    send_via: Iterable[str] | None = None
+    locale: str | None = None
     holder: bool = False
     owner: str | None = None
     key: str | None = None

@@ -226,7 +226,7 @@ class Service:
         """The Redis client that the steps run on."""
         return self.steps.client
 
-    def add_task(self, new: NewTask) -> Task[Any]:
+    def add_task(self, new: NewTask) -> Issued:
         """Store a task and send its first codes."""
         draft, methods = new.checked(self.config, self.keys, self.keyring, self.channels)
         codes = [self.sender.new_code(draft.id, method, send_at=draft.send_at) for method in methods]
@@ -237,7 +237,7 @@ class Service:
             _journal.send_refused(draft.id, error, queue=draft.queue)
             raise
         if issued.known:
-            return issued.task
+            return issued
         for old in issued.replaced:
             self._tell_ended(old)
         _journal.task_added(issued.task)
@@ -247,7 +247,7 @@ class Service:
         except SendFailed as error:
             error.task = held
             raise
-        return held
+        return issued._replace(task=held)
 
     def verify(self, task_id: str, method: str, otp: str, holder: str | None = None) -> Task[Any]:
         """Consume a code."""

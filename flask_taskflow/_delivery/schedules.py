@@ -20,7 +20,7 @@ from typing import Any
 from .._checks import SCHEDULES, check_seconds, shown
 from .._config.config import current_config
 from .._log import Logger
-from .._store.records import Claimed
+from .._store.records import Claimed, Issued
 from .._store.schedules import NEW, Offer, ScheduleStore, Standing, State
 from .._tasks import Status, Task
 from ..errors import ConfigError, InvalidTask, KeyReused, OTPRejected, ResendTooSoon, Retry, SendLimitReached
@@ -208,14 +208,14 @@ def asking(
     queue: str,
     function: Callable[[datetime], Any],
     *,
-    add: Callable[..., Task[Any]],
+    add: Callable[..., Issued],
     resend: Callable[..., Task[Any]],
 ) -> Callable[[datetime], None]:
     """Return a function that adds a task at each tick, once however often it runs.
 
     :param queue: the task's.
     :param function: returns the other arguments of ``add_task``, or ``None`` if there is nothing to confirm.
-    :param add: the extension's ``add_task``.
+    :param add: takes what ``add_task`` takes, by name, and tells whether the task was there before.
     :param resend: its ``resend_otp``.
     """
 
@@ -228,12 +228,14 @@ def asking(
             raise TypeError("a schedule with confirm= returns the arguments of add_task, or None")
         task: Task[Any] | None
         try:
-            task = add(queue, key=current_delivery.id, **options)
+            issued = add(queue=queue, key=current_delivery.id, **options)
+            task, known = issued.task, issued.known
         except KeyReused as error:
             logger.info("The task of %s is there already, with other arguments.", current_delivery.id)
-            task = error.task
+            task, known = error.task, True
         at_once = not current_config().sends_in_background
-        if at_once and current_delivery.claims > 1 and task is not None and task.status is Status.PENDING:
+        again = known and current_delivery.claims > 1
+        if at_once and again and task is not None and task.status is Status.PENDING:
             # An attempt before may have stored the task and sent nothing.
             via = [method for method in options.get("send_via") or () if method in task.resend_after]
             method = next(iter(via or task.resend_after), None)

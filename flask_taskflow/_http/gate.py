@@ -151,18 +151,13 @@ class Gate:
             allowed_methods=methods,
             recipient=recipient,
             summary=None if self.summary is None else self.summary(),
-            priority=0,
-            ttl=None,
-            timeout=None,
-            send_via=None,
-            locale=None,
             holder=True,
             owner=asked.owner,
         )
         mac, over = asked.mac(), list[Task[Any]]()
         for number in range(_AGAIN_MAX):
             try:
-                task = service.add_task(new._replace(key=f"{number} {mac}"))
+                task = service.add_task(new._replace(key=f"{number} {mac}")).task
             except KeyReused:
                 continue
             except SendFailed as error:

@@ -221,6 +221,26 @@ def test_code_of_a_confirmed_tick_is_sent_if_its_process_was_killed_before(
     assert [message.task.id for message in stage.box] == [task.id]
 
 
+@pytest.mark.parametrize("limits", [{"resend_cooldown": 0}, {"max_sends": 1}])
+def test_code_of_a_confirmed_tick_is_sent_once_if_a_process_died_before_it_did_anything(
+    stage: Stage, limits: dict[str, Any]
+) -> None:
+    given = {"recipient": {"email": "a@b.c"}, "allowed_methods": ["EMAIL"]}
+    # No tick of its own comes near.
+    month = (datetime.now(UTC).month + 5) % 12 + 1
+    stage.taskflow.on_schedule(f"0 0 1 {month} *", name="salaries", confirm="salaries")(lambda tick: given)
+    stage.app(**limits)
+    stage.run()
+    stage.taskflow.operations.run_schedule("salaries")
+    inside.store().claim("@schedules", ["salaries"], 1)
+
+    for wait in (31, 2, 2, 2):
+        stage.run(wait)
+
+    assert len(stage.box) == 1
+    assert stage.taskflow.operations.dead("@schedules") == []
+
+
 def test_code_of_a_confirmed_tick_that_may_not_be_sent_again_says_so(
     stage: Stage,
 ) -> None:
