@@ -332,7 +332,7 @@ def _answer(page: Page, problem: str = "", status: int = 200, retry_after: float
     # By "no-referrer" a browser would send "Origin: null" with its forms (Fetch, 3.2.5).
     response.headers["Referrer-Policy"] = "same-origin"
     if page.task is not None and page.state == "waiting":
-        hold_on(response, page.task.id)
+        hold_on(response, page.task)
     if page.goes_on:
         # HTML, 7.4.6: as a <meta> does, whatever the app's own template has.
         response.headers["Refresh"] = f"0; url={page.next_url}"

@@ -63,15 +63,18 @@ def hold(response: Response, task: Task[Any], *, beyond: float = 0.0) -> None:
             "drop it. Serve HTTPS; behind a proxy that ends TLS set Werkzeug's ProxyFix.",
             task.id,
         )
-    life = (task.expires_at - task.created_at).total_seconds()
-    _set(response, task.id, task.holder, life + _AFTER + beyond)
+    _set(response, task.id, task.holder, _life(task) + beyond)
 
 
-def hold_on(response: Response, task_id: str) -> None:
-    """Let a browser that holds a task, and looks at what becomes of it, see more of that."""
-    holder = holder_of(task_id)
+def hold_on(response: Response, task: Task[Any]) -> None:
+    """Let a browser that holds a task, and looks at what becomes of it, see more of that, and no less."""
+    holder = holder_of(task.id)
     if holder is not None:
-        _set(response, task_id, holder, _MORE)
+        _set(response, task.id, holder, max(_life(task), _MORE))
+
+
+def _life(task: Task[Any]) -> float:
+    return (task.expires_at - task.created_at).total_seconds() + _AFTER
 
 
 def _set(response: Response, task_id: str, holder: str, lasts: float) -> None:

@@ -34,7 +34,7 @@ def answer_status(task: Task[Any], now: datetime) -> Response:
     if task.status is Status.PENDING or task.outcome in _PASSING:
         response.headers["Retry-After"] = str(_ASK_AGAIN)
     if task.outcome in _PASSING:
-        hold_on(response, task.id)
+        hold_on(response, task)
     response.make_conditional(request)
     return response
 

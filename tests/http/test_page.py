@@ -161,6 +161,18 @@ def test_browser_holds_a_task_while_it_looks_at_what_becomes_of_it(stage: Stage,
         assert "Max-Age=120" in stage.taskflow.to_page(page.task).headers["Set-Cookie"]
 
 
+@pytest.mark.parametrize("accept", ["text/html", "application/json"])
+def test_browser_that_looks_at_what_becomes_of_a_task_holds_it_no_shorter(stage: Stage, accept: str) -> None:
+    page = Browser(stage, ("page", "status")).add(ttl=86400)
+    stage.work()
+    current_service().operations.pause("q")
+    page.type(stage.box[-1].otp)
+
+    answer = page.client.get(page.url, headers={"Accept": accept})
+
+    assert "Max-Age=86460" in answer.headers["Set-Cookie"]
+
+
 @pytest.mark.parametrize("next_url", ["/done?for=1#x", "https://shop.example:8443/done"])
 def test_right_code_leads_to_where_the_app_said(stage: Stage, next_url: str) -> None:
     page = Browser(stage, next_hosts=["shop.example:8443"]).add(next_url=next_url)
