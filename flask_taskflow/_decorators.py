@@ -40,7 +40,7 @@ class Decorators(Calls):
         """Register a callback: run it, in one process of the fleet, for each task of a queue that ends so.
 
         It is as durable as one of :meth:`on_task_verified`, whose other arguments it takes. A task that
-        ``FAILED`` may be revived by a resend, and end again.
+        ``FAILED`` may be revived by a resend, and end again; or end once more as ``CANCELLED``.
 
         :param queue: whose tasks.
         :param statuses: which of ``EXPIRED``, ``LOCKED``, ``CANCELLED``, ``FAILED`` and ``REJECTED``. It runs
