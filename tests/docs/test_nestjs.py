@@ -24,6 +24,7 @@ def shown(load: Load) -> Any:
         "handle",
         "resend",
         "update",
+        "run",
         "bridge",
     )
 
@@ -67,3 +68,28 @@ def test_strategy_sends_and_the_environment_configures(
 
     assert task.timeout == 60
     assert "to user@example.com" in capsys.readouterr().out
+
+
+def test_service_confirms_in_one_process_and_runs_in_another(
+    shown: Any, server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"SECRET_KEY": "for this test only: replace it", "TASKFLOW_REDIS_URL": server, "TESTING": "true"}
+    for name, value in {**values, "TASKFLOW_AUTOSTART": "false"}.items():
+        monkeypatch.setenv(f"FLASK_{name}", value)
+    worker = shown.create_web_app()
+    monkeypatch.setenv("FLASK_TASKFLOW_QUEUES", "[]")
+    web = shown.create_web_app()
+    client = web.test_client()
+
+    with outbox(shown.taskflow) as box:
+        task_id = client.post("/tasks").get_json()["id"]
+        body = {"method": "EMAIL", "otp": box[-1].otp}
+        answer = client.post(f"/taskflow/tasks/{task_id}/verify", json=body)
+    ran = []
+    for app in (web, worker):
+        with app.app_context():
+            ran.append(shown.taskflow.run_due())
+
+    assert answer.status_code == 200
+    assert ran == [0, 1]
+    assert f"Task {task_id} verified in queue QUEUE_NAME" in capsys.readouterr().out
