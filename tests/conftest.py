@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from blinker import NamedSignal
@@ -25,6 +26,9 @@ from tests.support.fleet import Fleet, Proxy
 from tests.support.processes import Process
 from tests.support.sending import Post
 from tests.support.stage import SECRET_KEY, Ear, Stage
+
+if TYPE_CHECKING:
+    from selenium import webdriver
 
 pytest_plugins = ["tests.promises.plugin"]
 __all__ = ["SECRET_KEY", "MakeApp"]
@@ -64,6 +68,16 @@ def pictures(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The folder for pictures of what a browser shows; ``TASKFLOW_TEST_PICTURES`` names one to look into."""
     name = re.sub(r"\W", "-", request.node.name)
     return Path(os.environ.get("TASKFLOW_TEST_PICTURES", tmp_path)) / name
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    """A browser for the tests of a module."""
+    # Few modules need what it takes long to import.
+    from tests.support.browser import watching
+
+    with watching(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from selenium.webdriver.support.select import Select
 
 from flask_taskflow.testing import Outbox
 from tests.examples.banking import PASSWORD
-from tests.support.browser import Tab, served, wait_for, watching
+from tests.support.browser import Tab, served, wait_for
 
 EMAIL, PHONE = "ann@example.com", "+12025550110"
 LOOKS: dict[str, Callable[[Tab], None]] = {
@@ -44,12 +44,6 @@ class Person(Tab):
 
     def type(self, otp: str) -> None:
         self.send("Confirm", **{"taskflow-otp": otp})
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    with watching(tmp_path_factory.mktemp("profile")) as driver:
-        yield driver
 
 
 @pytest.fixture

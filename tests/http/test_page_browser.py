@@ -18,18 +18,12 @@ from selenium.webdriver.support.wait import WebDriverWait
 from flask_taskflow import BaseStrategy, Task
 from flask_taskflow._service import current_service
 from flask_taskflow.testing import travel
-from tests.support.browser import PATIENCE, Tab, served, wait_for, watching
+from tests.support.browser import PATIENCE, Tab, served, wait_for
 from tests.support.hostile import MARKUP, hostile_strings
 from tests.support.stage import Stage
 from tests.support.tasks import BOTH, EMAIL, PHONE, other
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    with watching(tmp_path_factory.mktemp("profile")) as driver:
-        yield driver
 
 
 class Visit(Tab):

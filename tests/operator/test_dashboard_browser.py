@@ -12,17 +12,11 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from tests.operator.test_dashboard import Board, count, stats
 from tests.support import inside
-from tests.support.browser import PATIENCE, Tab, served, wait_for, watching
+from tests.support.browser import PATIENCE, Tab, served, wait_for
 from tests.support.hostile import PIECES
 from tests.support.stage import Stage
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    with watching(tmp_path_factory.mktemp("profile")) as driver:
-        yield driver
 
 
 class Desk(Tab):
